@@ -1,0 +1,59 @@
+# make help lists the targets. PYTHON= picks the interpreter, VENV= the environment's folder (none: the active
+# environment), PROFILE= the size (quick, gpu, paper), ARGS= what else to pass to run.py.
+PYTHON ?= python3
+VENV ?= .venv
+PROFILE ?=
+ARGS ?=
+RESULTS ?= results
+
+RUN_ARGS = results=$(RESULTS) $(if $(PROFILE),profile=$(PROFILE)) $(ARGS)
+
+ifeq ($(VENV),none)
+PY := $(PYTHON)
+READY :=
+else
+PY := $(VENV)/bin/python
+READY := $(VENV)/.ready
+endif
+
+.DEFAULT_GOAL := help
+.PHONY: help setup reproduce report test test-gpu lint notebooks clean
+
+help: ## list the targets
+	@grep -hE '^[a-z-]+:.*##' $(MAKEFILE_LIST) | sed -E 's/:.*## /\t/' | expand -t 14
+
+setup: $(READY) ## make the environment and install the pinned packages
+
+ifneq ($(VENV),none)
+$(READY): requirements.txt pyproject.toml
+	@$(PYTHON) -c 'import sys; sys.exit(sys.version_info < (3, 11) and "Python 3.11 or newer is needed: make PYTHON=python3.12")'
+	$(PYTHON) -m venv $(VENV)
+	$(PY) -m pip install --disable-pip-version-check -r requirements.txt
+	$(PY) -m pip install --disable-pip-version-check --no-deps -e .
+	@touch $@
+endif
+
+reproduce: $(READY) ## calibrate, run the benchmark, write tables and figures; again: takes up where it stopped
+	$(PY) run.py experiment=niah $(RUN_ARGS)
+	$(PY) run.py experiment=report $(RUN_ARGS)
+
+report: $(READY) ## tables and figures again, from the records alone
+	$(PY) run.py experiment=report $(RUN_ARGS)
+
+test: $(READY) ## the tests that need no GPU
+	$(PY) -m pytest -m "not gpu"
+
+test-gpu: $(READY) ## the tests that need one
+	$(PY) -m pytest -m gpu
+
+lint: $(READY) ## ruff and mypy
+	$(PY) -m ruff check .
+	$(PY) -m ruff format --check .
+	$(PY) -m mypy
+
+notebooks: $(READY) ## run the notebooks on the records in results/
+	$(PY) -m jupyter execute --inplace notebooks/*.ipynb
+
+clean: ## remove the environment and the caches; results stay
+	rm -rf .venv .pytest_cache .mypy_cache .ruff_cache .hypothesis
+	find . -name __pycache__ -type d -prune -exec rm -rf {} +

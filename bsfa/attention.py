@@ -1,0 +1,257 @@
+"""The internal entry: a block iterator (all visible blocks, or index lists) x a gate (none, or the rule).
+
+Everything public comes down to `attend`: `flash_attn_func`, the methods, the transformers adapter.
+"""
+
+from __future__ import annotations
+
+import itertools
+import math
+from dataclasses import dataclass
+from typing import Literal, get_args
+
+import torch
+
+from bsfa import blockwise
+from bsfa.blocks import BlockGrid, BlockLists
+from bsfa.errors import InputError
+from bsfa.gates import Gate
+
+Backend = Literal["auto", "reference", "cuda"]
+BACKENDS: tuple[str, ...] = get_args(Backend)
+DTYPES = (torch.float32, torch.bfloat16, torch.float16)
+
+
+@dataclass(frozen=True)
+class SkipStats:
+    """Blocks kept and blocks with at least one visible entry: int64 (B, Hq) each."""
+
+    kept: torch.Tensor
+    total: torch.Tensor
+
+    @property
+    def skip_ratio(self) -> float:
+        """1 - kept / total over batch and heads; 0 where there was no block at all. Waits for a GPU."""
+        total = int(self.total.sum())
+        return 1.0 - int(self.kept.sum()) / total if total else 0.0
+
+
+@dataclass(frozen=True)
+class Attended:
+    """What one call returns: ``out`` (B, Sq, Hq, D), ``lse`` fp32 (B, Hq, Sq) where asked for, ``stats``."""
+
+    out: torch.Tensor
+    lse: torch.Tensor | None
+    stats: SkipStats
+
+
+def attend(
+    q: torch.Tensor,
+    k: torch.Tensor,
+    v: torch.Tensor,
+    *,
+    causal: bool,
+    softmax_scale: float | None = None,
+    window_size: tuple[int, int] = (-1, -1),
+    softcap: float = 0.0,
+    gate: Gate | None = None,
+    blocks: BlockLists | None = None,
+    return_lse: bool = False,
+    backend: Backend = "auto",
+) -> Attended:
+    """Block-sparse attention through a backend.
+
+    Parameters
+    ----------
+    q : (B, Sq, Hq, D)
+    k, v : (B, Sk, Hkv, D), Hq a multiple of Hkv
+    gate : Gate, optional
+        The rule over the visited blocks.
+    blocks : BlockLists, optional
+        Visit these instead of every visible block; goes without a gate.
+
+    Raises
+    ------
+    InputError
+        Shapes, types or devices that do not go together, named.
+    NotImplementedError
+        The backend cannot serve them; on backward, for there is none.
+    """
+    check_qkv(q, k, v)
+    scale = check_scale(q, softmax_scale)
+    check_backend(backend, q)
+    grid = BlockGrid(q.shape[1], k.shape[1], causal, window_size)
+    if blocks is not None:
+        _check_blocks(blocks, q, grid, gate)
+    resolved = gate.resolve(grid, q.shape[2], q.device) if gate is not None else None
+    with torch.no_grad():
+        out, lse, kept = blockwise.attention(
+            q,
+            k,
+            v,
+            grid,
+            softmax_scale=scale,
+            softcap=softcap,
+            gate=resolved,
+            blocks=blocks,
+            return_lse=return_lse,
+        )
+    return Attended(_forward_only(out, q, k, v), lse, SkipStats(kept, torch.full_like(kept, grid.total())))
+
+
+def block_maxima(
+    q: torch.Tensor,
+    k: torch.Tensor,
+    *,
+    causal: bool,
+    softmax_scale: float | None = None,
+    window_size: tuple[int, int] = (-1, -1),
+    softcap: float = 0.0,
+    backend: Backend = "auto",
+) -> torch.Tensor:
+    """The largest visible scaled score of every block, what calibration looks at.
+
+    Parameters
+    ----------
+    q : (B, Sq, Hq, D)
+    k : (B, Sk, Hkv, D)
+
+    Returns
+    -------
+    fp32 (B, Hq, n_q, n_k), -inf where nothing is visible.
+
+    Raises
+    ------
+    InputError
+        As in `attend`.
+    """
+    check_qkv(q, k, k)
+    check_backend(backend, q)
+    grid = BlockGrid(q.shape[1], k.shape[1], causal, window_size)
+    with torch.no_grad():
+        return blockwise.block_maxima(q, k, grid, softmax_scale=check_scale(q, softmax_scale), softcap=softcap)
+
+
+def attend_varlen(
+    q: torch.Tensor,
+    k: torch.Tensor,
+    v: torch.Tensor,
+    cu_seqlens_q: torch.Tensor,
+    cu_seqlens_k: torch.Tensor,
+    max_seqlen_q: int,
+    max_seqlen_k: int,
+    **options,
+) -> Attended:
+    """`attend` over a packed batch: q (total_q, Hq, D), k and v (total_k, Hkv, D), options as there.
+
+    Returns
+    -------
+    Attended with ``out`` (total_q, Hq, D), ``lse`` fp32 (Hq, total_q), statistics (B, Hq).
+
+    Raises
+    ------
+    InputError
+        Cumulative lengths that do not run from 0 to the total, or a longest sequence that is not the longest.
+    """
+    if not q.dim() == k.dim() == v.dim() == 3:
+        raise InputError(f"packed q, k, v must be (total, heads, head size), got {q.dim()}, {k.dim()}, {v.dim()} axes")
+    queries = _spans("cu_seqlens_q", cu_seqlens_q, q.shape[0], max_seqlen_q)
+    keys = _spans("cu_seqlens_k", cu_seqlens_k, k.shape[0], max_seqlen_k)
+    if len(queries) != len(keys):
+        raise InputError(f"cu_seqlens_q is for {len(queries)} sequences, cu_seqlens_k for {len(keys)}")
+    parts = [attend(q[a][None], k[b][None], v[b][None], **options) for a, b in zip(queries, keys, strict=True)]
+    return Attended(
+        torch.cat([part.out[0] for part in parts]),
+        torch.cat([part.lse[0] for part in parts], dim=-1) if parts[0].lse is not None else None,
+        SkipStats(torch.cat([part.stats.kept for part in parts]), torch.cat([part.stats.total for part in parts])),
+    )
+
+
+def _spans(name: str, cumulative: torch.Tensor, total: int, longest: int) -> list[slice]:
+    bounds = cumulative.tolist()
+    lengths = [b - a for a, b in itertools.pairwise(bounds)]
+    if not lengths or bounds[0] != 0 or bounds[-1] != total or min(lengths) < 0:
+        raise InputError(f"{name} must rise from 0 to {total}, got {bounds}")
+    if max(lengths) > longest:
+        raise InputError(f"{name} holds a sequence of {max(lengths)}, longer than the stated {longest}")
+    return [slice(a, b) for a, b in itertools.pairwise(bounds)]
+
+
+class _ForwardOnly(torch.autograd.Function):
+    """Ties an output to its inputs so that a backward pass says why there is none."""
+
+    @staticmethod
+    def forward(ctx, out, *inputs):
+        return out.view_as(out)
+
+    @staticmethod
+    def backward(ctx, *grads):
+        raise NotImplementedError("bsfa attention is forward only: train with the model's own attention")
+
+
+def _forward_only(out: torch.Tensor, *inputs: torch.Tensor) -> torch.Tensor:
+    if torch.is_grad_enabled() and any(x.requires_grad for x in inputs):
+        return _ForwardOnly.apply(out, *inputs)
+    return out
+
+
+def check_backend(backend: str, q: torch.Tensor) -> None:
+    """One clear error for a backend that cannot serve these tensors.
+
+    Raises
+    ------
+    InputError
+    """
+    if backend not in BACKENDS:
+        raise InputError(f"backend {backend!r} is none of {', '.join(BACKENDS)}")
+    if backend == "cuda":
+        raise InputError(f"backend 'cuda' is not built yet, tensors are on {q.device}; use 'reference' or 'auto'")
+
+
+def check_qkv(q: torch.Tensor, k: torch.Tensor, v: torch.Tensor) -> None:
+    """One clear error for tensors that do not go together.
+
+    Raises
+    ------
+    InputError
+    """
+    shapes = f"q {tuple(q.shape)}, k {tuple(k.shape)}, v {tuple(v.shape)}"
+    if not q.dim() == k.dim() == v.dim() == 4:
+        raise InputError(f"q, k, v must be (batch, seqlen, heads, head size), got {shapes}")
+    if not q.dtype == k.dtype == v.dtype:
+        raise InputError(f"q, k, v must have one dtype, got {q.dtype}, {k.dtype}, {v.dtype}; cast them first")
+    if q.dtype not in DTYPES:
+        raise InputError(f"dtype {q.dtype} is not supported; use one of {', '.join(map(str, DTYPES))}")
+    if not q.device == k.device == v.device:
+        raise InputError(f"q, k, v must be on one device, got {q.device}, {k.device}, {v.device}; move them first")
+    if k.shape != v.shape or q.shape[0] != k.shape[0]:
+        raise InputError(f"k and v must have one shape and q's batch size, got {shapes}")
+    if q.shape[3] != k.shape[3]:
+        raise InputError(f"q, k, v must have one head size, got {shapes}")
+    if k.shape[2] == 0 or q.shape[2] == 0 or q.shape[2] % k.shape[2]:
+        raise InputError(f"query heads must be a multiple of KV heads, got {q.shape[2]} and {k.shape[2]}")
+
+
+def check_scale(q: torch.Tensor, softmax_scale: float | None) -> float:
+    """The scale to use, 1/sqrt(D) by default.
+
+    Raises
+    ------
+    InputError
+        A scale that is not positive and finite: a block's maximum would not be its largest score.
+    """
+    scale = q.shape[-1] ** -0.5 if softmax_scale is None else float(softmax_scale)
+    if not (scale > 0 and math.isfinite(scale)):
+        raise InputError(f"softmax_scale must be positive and finite, got {softmax_scale}")
+    return scale
+
+
+def _check_blocks(blocks: BlockLists, q: torch.Tensor, grid: BlockGrid, gate: Gate | None) -> None:
+    if gate is not None:
+        raise InputError("a call takes a gate or block lists, not both")
+    expected = (q.shape[0], q.shape[2], grid.n_q)
+    if tuple(blocks.counts.shape) != expected or tuple(blocks.indices.shape[:3]) != expected:
+        raise InputError(
+            f"block lists must be (B, Hq, n_q) = {expected}, got counts {tuple(blocks.counts.shape)}, "
+            f"indices {tuple(blocks.indices.shape)}"
+        )

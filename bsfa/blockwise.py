@@ -1,0 +1,228 @@
+"""The reference backend: block by block in plain PyTorch, on any device.
+
+For one query block and the heads of one KV group it computes the exact scores of the visible keys, lets the gate
+decide from their maxima, and runs softmax and PV over the kept blocks alone. Memory grows with the longer sequence,
+never with the product of the two, and K and V are not expanded over a group.
+"""
+
+from __future__ import annotations
+
+import itertools
+from collections.abc import Iterator
+from dataclasses import dataclass
+
+import torch
+from torch.nn.functional import pad
+
+from bsfa.blocks import BlockGrid, BlockLists
+from bsfa.gates import ResolvedGate
+
+
+@dataclass(frozen=True)
+class Logits:
+    """From dot products to what the softmax sees. Monotone, so it may be applied to a maximum instead of a block."""
+
+    softmax_scale: float
+    softcap: float = 0.0
+
+    def __call__(self, dots: torch.Tensor) -> torch.Tensor:
+        """Overwrites its argument."""
+        scores = dots.mul_(self.softmax_scale)
+        return scores.div_(self.softcap).tanh_().mul_(self.softcap) if self.softcap else scores
+
+
+@dataclass(frozen=True)
+class _Group:
+    """The query heads that share one KV head, in one batch element, in fp32 and cut into blocks."""
+
+    batch: int
+    heads: range
+    queries: torch.Tensor  # (G, Sq, D)
+    keys: torch.Tensor  # (n_k, block_k, D), zeros past Sk
+    values: torch.Tensor  # the same
+    scratch: torch.Tensor  # one query block's dot products, reused: fresh pages cost as much as the products
+
+    @classmethod
+    def split(cls, q: torch.Tensor, k: torch.Tensor, v: torch.Tensor, grid: BlockGrid) -> Iterator[_Group]:
+        n_kv = k.shape[2]
+        size = q.shape[2] // n_kv
+        scratch = q.new_empty(size * grid.block_q * grid.n_k * grid.block_k, dtype=torch.float32)
+        for b, h in itertools.product(range(q.shape[0]), range(n_kv)):
+            heads = range(h * size, (h + 1) * size)
+            queries = q[b, :, heads.start : heads.stop].float().transpose(0, 1)
+            keys, values = (
+                pad(x[b, :, h].float(), (0, 0, 0, grid.n_k * grid.block_k - grid.seqlen_k)).unflatten(
+                    0, (grid.n_k, grid.block_k)
+                )
+                for x in (k, v)
+            )
+            yield cls(b, heads, queries, keys, values, scratch)
+
+
+def attention(
+    q: torch.Tensor,
+    k: torch.Tensor,
+    v: torch.Tensor,
+    grid: BlockGrid,
+    *,
+    softmax_scale: float,
+    softcap: float = 0.0,
+    gate: ResolvedGate | None = None,
+    blocks: BlockLists | None = None,
+    return_lse: bool = False,
+) -> tuple[torch.Tensor, torch.Tensor | None, torch.Tensor]:
+    """Block-sparse attention. Arguments as in `bsfa.reference.attention`.
+
+    Returns
+    -------
+    out : (B, Sq, Hq, D), dtype of q
+    lse : fp32 (B, Hq, Sq), or None
+    kept : int64 (B, Hq), the blocks kept
+    """
+    logits = Logits(softmax_scale, softcap)
+    out = torch.zeros_like(q)
+    lse = torch.full((q.shape[0], q.shape[2], q.shape[1]), -torch.inf, device=q.device) if return_lse else None
+    kept = torch.zeros(q.shape[0], q.shape[2], dtype=torch.int64)
+    for group in _Group.split(q, k, v, grid):
+        for i in range(grid.n_q):
+            if not grid.visible(i):
+                continue
+            rows = grid.rows(i)
+            for head, columns, dots in _kept_dots(group, grid, i, logits, gate, blocks):
+                scores = logits(dots)
+                values = _take(group.values, columns).flatten(0, 1)
+                out[group.batch, rows, head] = (_softmax(scores) @ values).to(out.dtype)
+                kept[group.batch, head] += len(columns)
+                if lse is not None:
+                    lse[group.batch, head, rows] = scores.logsumexp(-1)
+    return out, lse, kept.to(q.device)
+
+
+def block_maxima(
+    q: torch.Tensor, k: torch.Tensor, grid: BlockGrid, *, softmax_scale: float, softcap: float = 0.0
+) -> torch.Tensor:
+    """The largest visible scaled score of every block: fp32 (B, Hq, n_q, n_k), -inf where nothing is visible."""
+    logits = Logits(softmax_scale, softcap)
+    maxima = torch.full((q.shape[0], q.shape[2], grid.n_q, grid.n_k), -torch.inf, device=q.device)
+    for group in _Group.split(q, k, k, grid):
+        for i in range(grid.n_q):
+            visible = grid.visible(i)
+            if visible:
+                tile = logits(_block_max(_dots(group, grid, i), grid))
+                maxima[group.batch, group.heads.start : group.heads.stop, i, visible.start : visible.stop] = tile
+    return maxima
+
+
+def _kept_dots(
+    group: _Group,
+    grid: BlockGrid,
+    i: int,
+    logits: Logits,
+    gate: ResolvedGate | None,
+    blocks: BlockLists | None,
+) -> Iterator[tuple[int, list[int], torch.Tensor]]:
+    """For each head of the group: its number, the blocks kept, their dot products (rows, kept * block_k)."""
+    visible = grid.visible(i)
+    if blocks is not None:
+        for g, head in enumerate(group.heads):
+            listed = blocks.indices[group.batch, head, i, : blocks.counts[group.batch, head, i]].tolist()
+            columns = [j for j in listed if j in visible]
+            dots = group.queries[g, grid.rows(i)] @ _take(group.keys, columns).flatten(0, 1).T
+            for c, j in enumerate(columns):
+                if j not in grid.full(i):
+                    entries = grid.entry_mask(i, range(j, j + 1), dots.device)
+                    dots[:, c * grid.block_k : (c + 1) * grid.block_k].masked_fill_(~entries, -torch.inf)
+            yield head, columns, dots
+        return
+    dots = _dots(group, grid, i)
+    keep = _decide(dots, grid, i, logits, gate, group.heads)
+    tiles = dots.unflatten(-1, (len(visible), grid.block_k))
+    for g, head in enumerate(group.heads):
+        kept = keep[g].nonzero().flatten().tolist()
+        yield head, [visible[c] for c in kept], _take(tiles[g], kept, dim=1).flatten(1)
+
+
+def _dots(group: _Group, grid: BlockGrid, i: int) -> torch.Tensor:
+    """Dot products of query block ``i`` with every visible block: (G, rows, visible * block_k), -inf where hidden."""
+    visible, full = grid.visible(i), grid.full(i)
+    keys = group.keys[visible.start : visible.stop].flatten(0, 1)
+    queries = group.queries[:, grid.rows(i)].flatten(0, 1)
+    out = group.scratch[: len(queries) * len(keys)].view(len(queries), len(keys))
+    dots = torch.mm(queries, keys.T, out=out).unflatten(0, (len(group.heads), -1))
+    for run in (range(visible.start, full.start), range(full.stop, visible.stop)):
+        if run:
+            columns = slice((run.start - visible.start) * grid.block_k, (run.stop - visible.start) * grid.block_k)
+            dots[..., columns].masked_fill_(~grid.entry_mask(i, run, dots.device), -torch.inf)
+    return dots
+
+
+def _block_max(dots: torch.Tensor, grid: BlockGrid) -> torch.Tensor:
+    """(G, rows, n * block_k) -> (G, n). Rows first: that reduction runs along contiguous memory."""
+    return dots.amax(1).unflatten(-1, (-1, grid.block_k)).amax(-1)
+
+
+def _decide(
+    dots: torch.Tensor, grid: BlockGrid, i: int, logits: Logits, gate: ResolvedGate | None, heads: range
+) -> torch.Tensor:
+    """Which visible blocks of query block ``i`` each head of a group keeps: bool (G, visible)."""
+    visible = grid.visible(i)
+    if gate is None:
+        return torch.ones(len(heads), len(visible), dtype=torch.bool, device=dots.device)
+    group = slice(heads.start, heads.stop)
+    threshold = gate.threshold[group, i]
+    if gate.relative is None:
+        keep = ~(logits(_block_max(dots, grid)) < threshold[:, None])
+    else:
+        keep = _decide_relative(dots, grid, i, logits, gate, threshold, gate.relative[group])
+    protected = [j - visible.start for j in gate.protects(grid, i)]
+    keep[:, protected] = True
+    return keep
+
+
+def _decide_relative(
+    dots: torch.Tensor,
+    grid: BlockGrid,
+    i: int,
+    logits: Logits,
+    gate: ResolvedGate,
+    threshold: torch.Tensor,
+    relative: torch.Tensor,
+) -> torch.Tensor:
+    """The gate with a running statistic, which makes each decision depend on those before it."""
+    visible, protected = grid.visible(i), gate.protects(grid, i)
+    tiles = dots.unflatten(-1, (len(visible), grid.block_k))
+    row_max = logits(tiles.amax(-1))
+    sees = grid.entry_mask(i, visible, dots.device).unflatten(-1, (-1, grid.block_k)).any(-1)
+    running = torch.full_like(row_max[..., 0], -torch.inf)
+    keep = torch.zeros(len(relative), len(visible), dtype=torch.bool, device=dots.device)
+    for j in grid.visit(i, gate.order):
+        c = j - visible.start
+        bar = torch.fmax(threshold[:, None], running + relative[:, None])
+        keep[:, c] = (~(row_max[..., c] < bar) & sees[:, c]).any(-1)
+        if j in protected:
+            keep[:, c] = True
+        if gate.relative_to == "max":
+            grown = torch.maximum(running, row_max[..., c])
+        else:
+            grown = torch.logaddexp(running, logits(tiles[..., c, :].clone()).logsumexp(-1))
+        running = torch.where(keep[:, c, None], grown, running)
+    return keep
+
+
+def _take(blocks: torch.Tensor, columns: list[int], dim: int = 0) -> torch.Tensor:
+    """Blocks by number along ``dim``; a view where the numbers are one run, as they are in a dense call."""
+    if columns and columns[-1] - columns[0] + 1 == len(columns):
+        return blocks.narrow(dim, columns[0], len(columns))
+    return blocks.index_select(dim, torch.tensor(columns, dtype=torch.int64, device=blocks.device))
+
+
+def _softmax(scores: torch.Tensor) -> torch.Tensor:
+    """Softmax over the last axis, 0 in a row that sees nothing; a NaN score stays NaN, as in dense attention."""
+    if scores.shape[-1] == 0:
+        return scores
+    probabilities = scores.softmax(-1)
+    suspect = probabilities[:, 0].isnan()
+    if suspect.any():
+        blind = suspect & (scores == -torch.inf).all(-1)
+        probabilities[blind] = 0.0
+    return probabilities

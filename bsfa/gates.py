@@ -1,0 +1,152 @@
+"""Gate: the rule that decides on a block.
+
+A block is kept when it overlaps the diagonal band and ``keep_diagonal``, or it is the first key block and
+``keep_first``, or any visible scaled score ``s`` in it satisfies
+
+    s >= max(threshold[head, query block], r[row] + relative[head])
+
+with ``r[row]`` the row's running maximum (or running log-sum-exp) of scaled scores over the blocks kept so far, in
+the order of visit, -inf before the first. The comparison is made as ``not (s < bar)`` and a NaN in the bar's
+relative part is ignored, so a NaN score keeps its block and bad input shows in the output.
+
+BSFA (arXiv 2512.07011) is ``Gate(threshold=table)``; BLASST (arXiv 2512.12087) is
+``Gate(relative=log(factor / seqlen_k), order="ascending", keep_diagonal=False, keep_first=True)``.
+"""
+
+from __future__ import annotations
+
+import math
+from dataclasses import dataclass
+from typing import Literal, get_args
+
+import torch
+
+from bsfa.blocks import ORDERS, BlockGrid, Order
+from bsfa.errors import InputError
+
+RelativeTo = Literal["max", "lse"]
+RELATIVE_TO: tuple[str, ...] = get_args(RelativeTo)
+
+
+@dataclass(frozen=True, eq=False)
+class Gate:
+    """A block gate. Build it once, outside the loop: building reads its tensors, which waits for a GPU.
+
+    Parameters
+    ----------
+    threshold : float or tensor (Hq,) or (Hq, n_blocks)
+        Absolute cut, in units of ``softmax_scale * q.k``. The second axis is the query block's absolute position;
+        positions past its end read the last entry.
+    relative : float or tensor (Hq,)
+        Cut against the row's running statistic, same units; usually negative. -inf switches the test off.
+    relative_to : {"max", "lse"}
+        Running maximum or running log-sum-exp.
+    order : {"diagonal", "sink", "ascending"}
+        Order of visit, see `BlockGrid.visit`. It matters to the relative part alone.
+    keep_diagonal : bool
+        Keep the diagonal band whatever its scores.
+    keep_first : bool
+        Keep the first key block whatever its scores.
+
+    Raises
+    ------
+    InputError
+        A NaN, a shape that is neither a scalar nor one of the above, an unknown order or statistic.
+    """
+
+    threshold: float | torch.Tensor = -math.inf
+    relative: float | torch.Tensor = -math.inf
+    relative_to: RelativeTo = "max"
+    order: Order = "diagonal"
+    keep_diagonal: bool = True
+    keep_first: bool = False
+
+    def __post_init__(self) -> None:
+        if self.order not in ORDERS:
+            raise InputError(f"gate order {self.order!r} is none of {', '.join(ORDERS)}")
+        if self.relative_to not in RELATIVE_TO:
+            raise InputError(f"gate relative_to {self.relative_to!r} is none of {', '.join(RELATIVE_TO)}")
+        _check_numbers("threshold", self.threshold, max_dim=2)
+        _check_numbers("relative", self.relative, max_dim=1)
+
+    @classmethod
+    def of(cls, gate: Gate | float | torch.Tensor | None) -> Gate | None:
+        """A gate from what `flash_attn_func` accepts: a bare number or tensor is an absolute threshold."""
+        if gate is None or isinstance(gate, Gate):
+            return gate
+        return cls(threshold=gate)
+
+    def resolve(self, grid: BlockGrid, n_heads: int, device: torch.device) -> ResolvedGate:
+        """The gate of one call: thresholds picked by absolute position and broadcast to (Hq, n_q) fp32.
+
+        Raises
+        ------
+        InputError
+            The gate was made for another number of heads.
+        """
+        threshold = _per_head("threshold", self.threshold, n_heads, device)
+        if threshold.dim() == 1:
+            threshold = threshold[:, None].expand(n_heads, grid.n_q)
+        else:
+            threshold = grid.pick_thresholds(threshold)
+        relative = _per_head("relative", self.relative, n_heads, device) if self.is_relative else None
+        return ResolvedGate(
+            threshold, relative, self.relative_to, self.order, self.keep_diagonal, self.keep_first
+        )
+
+    @property
+    def is_relative(self) -> bool:
+        return not (isinstance(self.relative, (int, float)) and self.relative == -math.inf)
+
+
+@dataclass(frozen=True, eq=False)
+class ResolvedGate:
+    """A gate on one call's grid.
+
+    Attributes
+    ----------
+    threshold : fp32 (Hq, n_q)
+    relative : fp32 (Hq,), or None where the gate is absolute alone
+    """
+
+    threshold: torch.Tensor
+    relative: torch.Tensor | None
+    relative_to: RelativeTo
+    order: Order
+    keep_diagonal: bool
+    keep_first: bool
+
+    def protects(self, grid: BlockGrid, i: int) -> set[int]:
+        """Key blocks that query block ``i`` keeps whatever their scores."""
+        kept = set(grid.band(i)) if self.keep_diagonal else set()
+        if self.keep_first and 0 in grid.visible(i):
+            kept.add(0)
+        return kept
+
+
+def _check_numbers(name: str, value: float | torch.Tensor, max_dim: int) -> None:
+    if isinstance(value, torch.Tensor):
+        if not value.is_floating_point() or value.dim() > max_dim or value.numel() == 0:
+            shapes = "(Hq,) or (Hq, n_blocks)" if max_dim == 2 else "(Hq,)"
+            raise InputError(
+                f"gate {name} must be a float or a floating-point tensor {shapes}, "
+                f"got {value.dtype} {tuple(value.shape)}"
+            )
+        has_nan = bool(torch.isnan(value).any())
+    elif isinstance(value, (int, float)):
+        has_nan = math.isnan(value)
+    else:
+        raise InputError(f"gate {name} must be a float or a tensor, got {type(value).__name__}")
+    if has_nan:
+        raise InputError(f"gate {name} holds NaN; use -inf to keep every block")
+
+
+def _per_head(name: str, value: float | torch.Tensor, n_heads: int, device: torch.device) -> torch.Tensor:
+    """fp32 (Hq,) or (Hq, n_blocks) on the device, with no wait for it."""
+    if not isinstance(value, torch.Tensor):
+        return torch.full((n_heads,), value, device=device, dtype=torch.float32)
+    if value.dim() == 0:
+        return value.to(device, torch.float32).expand(n_heads)
+    if value.shape[0] != n_heads:
+        raise InputError(f"gate {name} is for {value.shape[0]} heads, the call has {n_heads}")
+    return value.to(device, torch.float32)

@@ -1,0 +1,93 @@
+"""What the library needs to know of a transformers decoder, and whether it can serve it."""
+
+from __future__ import annotations
+
+import hashlib
+from dataclasses import dataclass
+
+import torch
+from transformers import PreTrainedModel
+
+from bsfa.errors import InputError
+
+SAMPLED_WEIGHTS = 4096  # weights that go into a fingerprint
+FP16_SMALLEST_NORMAL = 2.0**-14
+
+
+@dataclass(frozen=True)
+class ModelInfo:
+    """A decoder's attention.
+
+    Attributes
+    ----------
+    name : str
+        The hub id or path it was loaded from.
+    fingerprint : str
+        Digest of its shape and some weights: the same wherever it was loaded from, in fp32, bf16 or fp16.
+    devices : tuple of torch.device
+        The device of each layer's attention.
+    """
+
+    name: str
+    fingerprint: str
+    n_heads: int
+    n_kv_heads: int
+    head_dim: int
+    devices: tuple[torch.device, ...]
+
+    @property
+    def n_layers(self) -> int:
+        return len(self.devices)
+
+
+def describe(model: PreTrainedModel) -> ModelInfo:
+    """The attention of a decoder that the library can serve.
+
+    Raises
+    ------
+    InputError
+        An encoder, attention sinks, chunked attention or attention layers that do not say which layer they are.
+    """
+    kind = type(model).__name__
+    config = model.config.get_text_config(decoder=True)
+    if not getattr(config, "is_causal", True) or model.config.is_encoder_decoder:
+        raise InputError(f"{kind} is not a causal decoder; bsfa serves decoder-only models")
+    if "chunked_attention" in (getattr(config, "layer_types", None) or []):
+        raise InputError(f"{kind} has chunked-attention layers, which bsfa does not serve")
+    for name, module in model.named_modules():
+        if getattr(module, "sinks", None) is not None:
+            raise InputError(f"{kind}: {name} has learned attention sinks, which bsfa does not serve")
+    layers = {
+        module.layer_idx: next(module.parameters()).device
+        for module in model.modules()
+        if isinstance(getattr(module, "layer_idx", None), int) and hasattr(module, "is_causal")
+    }
+    n_layers = config.num_hidden_layers
+    if not layers:
+        raise InputError(f"{kind} has no attention layers of transformers' attention interface")
+    fallback = next(iter(layers.values()))  # of a layer with another kind of mixer, which never calls
+    return ModelInfo(
+        name=config._name_or_path or model.config._name_or_path,
+        fingerprint=fingerprint(model),
+        n_heads=config.num_attention_heads,
+        n_kv_heads=getattr(config, "num_key_value_heads", None) or config.num_attention_heads,
+        head_dim=getattr(config, "head_dim", None) or config.hidden_size // config.num_attention_heads,
+        devices=tuple(layers.get(i, fallback) for i in range(n_layers)),
+    )
+
+
+def fingerprint(model: PreTrainedModel) -> str:
+    """16 hex digits from the shapes of all weights and a sample of the embedding and the last weights.
+
+    Values are rounded to bf16, and those that fp16 cannot hold as normal numbers are taken for 0, so that the
+    dtype a model was loaded in does not matter.
+    """
+    digest = hashlib.sha256()
+    for name, weight in model.named_parameters():
+        digest.update(f"{name}{tuple(weight.shape)}".encode())
+    for weight in (model.get_input_embeddings().weight, list(model.parameters())[-1]):
+        flat = weight.detach().flatten()
+        sample = flat[:: max(1, flat.numel() // SAMPLED_WEIGHTS)].float().cpu()
+        sample = torch.where(sample.abs() < FP16_SMALLEST_NORMAL, 0.0, sample).bfloat16()
+        digest.update(sample.view(torch.int16).numpy().tobytes())
+    return digest.hexdigest()[:16]

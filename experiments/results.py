@@ -1,0 +1,138 @@
+"""The records of a store as data frames, and what a table says of them."""
+
+from __future__ import annotations
+
+import hashlib
+import json
+from collections.abc import Iterator
+from dataclasses import dataclass
+from pathlib import Path
+from typing import Any
+
+import numpy as np
+import pandas as pd
+
+from experiments.records import read_runs
+from experiments.statistics import mean_interval, paired_interval, quartiles
+
+GOOD_ENOUGH = 0.9  # a dense score under this leaves too little to lose; such cells are marked
+METHOD = ["method", "strength", "calibration"]
+BASELINES = ("dense", "sdpa")
+
+
+@dataclass(frozen=True)
+class Section:
+    """The runs that may be compared: one task, one model, one backend.
+
+    Attributes
+    ----------
+    title : str
+        Task, model, dtype and device, for captions.
+    name : str
+        For file names.
+    samples : DataFrame
+        One row a sample, with the columns of `METHOD`.
+    """
+
+    title: str
+    name: str
+    samples: pd.DataFrame
+
+
+def sections(root: Path, experiment: str) -> list[Section]:
+    """The sections of an experiment, in a fixed order. Where a run was made by several versions, the newest counts."""
+    groups: dict[str, list[tuple[dict[str, Any], list[dict[str, Any]]]]] = {}
+    for config, samples in read_runs(root, experiment):
+        shared = {key: config[key] for key in ("task", "model", "backend")}
+        groups.setdefault(json.dumps(shared, sort_keys=True), []).append((config, samples))
+    return [_section(hashlib.sha256(key.encode()).hexdigest()[:6], groups[key]) for key in sorted(groups)]
+
+
+def _section(digest: str, runs: list[tuple[dict[str, Any], list[dict[str, Any]]]]) -> Section:
+    frames = []
+    for config, samples in runs:
+        method = config["method"]
+        frame = pd.DataFrame(samples).assign(
+            method=method["name"],
+            strength=method["strength"],
+            calibration=method["calibration"].get("data", ""),
+            version=method["version"],
+        )
+        frames.append(frame)
+    joined = pd.concat(frames, ignore_index=True)
+    newest = joined.groupby(METHOD)["version"].transform("max")
+    joined = joined[joined["version"] == newest].drop_duplicates([*METHOD, "id"], keep="last")
+    model, task = runs[0][0]["model"], runs[0][0]["task"]
+    devices = ", ".join(sorted(joined["device"].unique()))
+    title = f"{task['name']}, {model['name']}, {model['dtype']}, {devices}"
+    return Section(title, f"{task['name']}-{model['name']}-{digest}", joined)
+
+
+def table(section: Section, by: list[str]) -> pd.DataFrame:
+    """One row a method and cell.
+
+    Parameters
+    ----------
+    by : list of str
+        Columns of a sample that make a cell, such as haystack and length.
+
+    Returns
+    -------
+    DataFrame with n, score and its 95% interval, the paired difference to dense with its interval, skip ratio, TTFT
+    quartiles in seconds, TTFT speed-up over each dense baseline in the same process, and ``weak_dense``.
+    """
+    rows = list(_rows(section.samples, by))
+    order = {name: number for number, name in enumerate(dict.fromkeys(section.samples["method"]))}
+    strengths = {row["strength"]: _number(row["strength"]) for row in rows}
+    frame = pd.DataFrame(rows)
+    keys = [frame["method"].map(order), frame["calibration"], frame["strength"].map(strengths)]
+    positions = pd.DataFrame(dict(enumerate(keys))).assign(**{key: frame[key] for key in by})
+    return frame.loc[positions.sort_values([*by, *range(len(keys))]).index].reset_index(drop=True)
+
+
+def _rows(samples: pd.DataFrame, by: list[str]) -> Iterator[dict[str, Any]]:
+    baselines = {name: samples[samples["method"] == name].set_index("id") for name in BASELINES}
+    for key, cell in samples.groupby([*METHOD, *by], sort=False, dropna=False):
+        low, high = mean_interval(cell["score"])
+        q25, median, q75 = quartiles(cell["ttft_s"])
+        yield {
+            **dict(zip([*METHOD, *by], key, strict=True)),
+            "n": len(cell),
+            "score": cell["score"].mean(),
+            "score_low": low,
+            "score_high": high,
+            **_against_dense(cell, baselines["dense"]),
+            "skip_ratio": cell["skip_ratio"].mean(),
+            "ttft_q25_s": q25,
+            "ttft_median_s": median,
+            "ttft_q75_s": q75,
+            **{f"speedup_over_{name}": _speedup(cell, base) for name, base in baselines.items()},
+        }
+
+
+def _against_dense(cell: pd.DataFrame, dense: pd.DataFrame) -> dict[str, Any]:
+    paired = cell[cell["id"].isin(dense.index)]
+    if paired.empty:
+        return dict.fromkeys(("dense_score", "difference", "difference_low", "difference_high")) | {"weak_dense": False}
+    base = dense.loc[paired["id"], "score"]
+    low, high = paired_interval(paired["score"], base)
+    return {
+        "dense_score": base.mean(),
+        "difference": paired["score"].mean() - base.mean(),
+        "difference_low": low,
+        "difference_high": high,
+        "weak_dense": bool(base.mean() < GOOD_ENOUGH),
+    }
+
+
+def _speedup(cell: pd.DataFrame, base: pd.DataFrame) -> float | None:
+    """Median ratio of the baseline's TTFT to the method's, over samples that one process ran through both."""
+    paired = cell[cell["id"].isin(base.index)]
+    theirs = base.loc[paired["id"]]
+    same = paired["process"].to_numpy() == theirs["process"].to_numpy()
+    ratios = theirs["ttft_s"].to_numpy()[same] / paired["ttft_s"].to_numpy()[same]
+    return float(np.median(ratios)) if len(ratios) else None
+
+
+def _number(strength: str) -> float:
+    return float(strength.split("=")[1]) if strength else 0.0

@@ -1,0 +1,74 @@
+"""Intervals for scores. All are 95%."""
+
+from __future__ import annotations
+
+from collections.abc import Sequence
+from typing import Any
+
+import numpy as np
+import pandas as pd
+from scipy.stats import binomtest, bootstrap
+
+LEVEL = 0.95
+RESAMPLES = 2000
+
+
+def mean_interval(scores: Sequence[float]) -> tuple[float, float]:
+    """Interval of a mean: Wilson for scores of 0 and 1, bootstrap (percentile) otherwise."""
+    values = np.asarray(scores, dtype=float)
+    if np.isin(values, (0.0, 1.0)).all():
+        interval = binomtest(int(values.sum()), len(values)).proportion_ci(LEVEL, method="wilson")
+        return float(interval.low), float(interval.high)
+    return _bootstrap(values)
+
+
+def paired_interval(scores: Sequence[float], baseline: Sequence[float]) -> tuple[float, float]:
+    """Bootstrap interval of the mean difference on the same samples."""
+    return _bootstrap(np.asarray(scores, dtype=float) - np.asarray(baseline, dtype=float))
+
+
+def _bootstrap(values: np.ndarray) -> tuple[float, float]:
+    if len(values) < 2 or np.ptp(values) == 0.0:
+        return float(values.mean()), float(values.mean())
+    found = bootstrap(
+        (values,), np.mean, confidence_level=LEVEL, n_resamples=RESAMPLES, method="percentile", rng=0
+    ).confidence_interval
+    return float(found.low), float(found.high)
+
+
+def quartiles(values: Sequence[float]) -> tuple[float, float, float]:
+    """25%, median, 75%."""
+    low, median, high = np.percentile(np.asarray(values, dtype=float), (25, 50, 75))
+    return float(low), float(median), float(high)
+
+
+def summarise(samples: Sequence[dict[str, Any]]) -> dict[str, Any]:
+    """One run in numbers: all samples together, then each cell (haystack and length).
+
+    Returns
+    -------
+    dict with n, score, score_low, score_high, skip_ratio, ttft_q25_s, ttft_median_s, ttft_q75_s, and ``cells``, a
+    list of the same with the cell's names.
+    """
+    frame = pd.DataFrame(samples)
+    keys = [key for key in ("haystack", "length") if key in frame]
+    cells = [
+        dict(zip(keys, name if isinstance(name, tuple) else (name,), strict=True)) | _numbers(cell)
+        for name, cell in frame.groupby(keys, sort=True)
+    ]
+    return _numbers(frame) | {"cells": cells}
+
+
+def _numbers(frame: pd.DataFrame) -> dict[str, float]:
+    low, high = mean_interval(frame["score"])
+    q25, median, q75 = quartiles(frame["ttft_s"])
+    return {
+        "n": len(frame),
+        "score": float(frame["score"].mean()),
+        "score_low": low,
+        "score_high": high,
+        "skip_ratio": float(frame["skip_ratio"].mean()),
+        "ttft_q25_s": q25,
+        "ttft_median_s": median,
+        "ttft_q75_s": q75,
+    }

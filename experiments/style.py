@@ -1,0 +1,44 @@
+"""How every figure looks: colour-blind-safe (Okabe and Ito's palette), told apart in print by marker and line too."""
+
+from __future__ import annotations
+
+from pathlib import Path
+
+import matplotlib
+from matplotlib.figure import Figure
+
+COLORS = ("#0072B2", "#D55E00", "#009E73", "#CC79A7", "#E69F00", "#56B4E9", "#000000")
+MARKERS = ("o", "s", "^", "D", "v", "P", "X")
+PASS_LINE = "#555555"
+RC = {
+    "figure.constrained_layout.use": True,
+    "font.size": 9,
+    "axes.grid": True,
+    "grid.alpha": 0.3,
+    "axes.spines.top": False,
+    "axes.spines.right": False,
+    "legend.frameon": False,
+    "savefig.dpi": 160,
+}
+
+
+def subplots(rows: int, columns: int, width: float, height: float, **options):
+    """A figure of panels in the house style, and its axes as a 2-D array. Sizes in inches a panel."""
+    with matplotlib.rc_context(RC):
+        figure = Figure(figsize=(width * columns, height * rows))
+        return figure, figure.subplots(rows, columns, squeeze=False, **options)
+
+
+def look(series: int) -> dict[str, str]:
+    """Colour and marker of the n-th series."""
+    return {"color": COLORS[series % len(COLORS)], "marker": MARKERS[series % len(MARKERS)]}
+
+
+def save(figure: Figure, folder: Path, name: str) -> list[Path]:
+    """Write PNG and PDF."""
+    folder.mkdir(parents=True, exist_ok=True)
+    paths = [folder / f"{name}.{kind}" for kind in ("png", "pdf")]
+    with matplotlib.rc_context(RC):
+        for path in paths:
+            figure.savefig(path, metadata={"CreationDate": None} if path.suffix == ".pdf" else None)
+    return paths

@@ -1,0 +1,104 @@
+"""Needle in a haystack: one sentence with a number, somewhere in a long text, and a question for the number.
+
+A grid of haystacks x lengths x depths x samples. Wording and haystacks are our own; the key is an adjective and a
+noun (wonderwords), the value seven digits, as in RULER's single-key task (arXiv 2404.06654).
+"""
+
+from __future__ import annotations
+
+import itertools
+from collections.abc import Iterator, Sequence
+from dataclasses import dataclass
+from random import Random
+from typing import ClassVar
+
+from transformers import PreTrainedTokenizerBase
+from wonderwords import RandomWord
+
+from bsfa.errors import InputError
+from experiments.tasks import text
+from experiments.tasks.base import Sample, Task, chat_tokens, fit
+
+INSTRUCTION = "Read the following text. It mentions a secret number. Remember it, you will be asked for it.\n\n"
+NEEDLE = "The secret number of the {key} is {value}."
+QUESTION = "\n\nWhat is the secret number of the {key} mentioned in the text?"
+ANSWER = "The secret number of the {key} mentioned in the text is"
+
+
+@dataclass(frozen=True)
+class Niah(Task):
+    """Single-key needle grid.
+
+    Parameters
+    ----------
+    lengths : sequence of int
+        Tokens of the prompt and its answer together.
+    depths : int
+        Needle positions, evenly spread from the start of the haystack (0%) to its end (100%).
+    samples : int
+        Samples a (haystack, length, depth).
+    seed : int
+        Sample number n of the grid is drawn from seed + n.
+    haystacks : sequence of {"prose", "noise"}
+    split : {"evaluate", "calibrate"}
+        The half of the prose to draw from; calibration has its own.
+    max_new_tokens : int
+        Answer budget.
+    """
+
+    lengths: Sequence[int]
+    depths: int
+    samples: int
+    seed: int = 0
+    haystacks: Sequence[str] = text.HAYSTACKS
+    split: text.Split = "evaluate"
+    max_new_tokens: int = 16
+
+    name: ClassVar[str] = "niah"
+
+    def __post_init__(self) -> None:
+        for name in ("depths", "samples", "max_new_tokens"):
+            if getattr(self, name) < 1:
+                raise InputError(f"task.{name}={getattr(self, name)} must be at least 1")
+        if not self.lengths or min(self.lengths) < 1:
+            raise InputError(f"task.lengths={list(self.lengths)} must hold positive token counts")
+        for haystack in self.haystacks:
+            text.sentences(haystack, self.split)
+
+    def longest(self) -> int:
+        return max(self.lengths)
+
+    def data(self) -> dict[str, str]:
+        return {haystack: text.digest(haystack, self.split) for haystack in self.haystacks}
+
+    def ids(self) -> list[str]:
+        return [f"{haystack}-{length}-{depth:g}-{n}" for haystack, length, depth, n in self._grid()]
+
+    def make(self, tokenizer: PreTrainedTokenizerBase) -> Iterator[Sample]:
+        for index, (cell, name) in enumerate(zip(self._grid(), self.ids(), strict=True)):
+            yield self._sample(tokenizer, name, self.seed + index, *cell[:3])
+
+    def _grid(self) -> Iterator[tuple[str, int, float, int]]:
+        last = max(1, self.depths - 1)
+        depths = [round(100 * i / last, 1) for i in range(self.depths)] if self.depths > 1 else [50.0]
+        return itertools.product(self.haystacks, self.lengths, depths, range(self.samples))
+
+    def _sample(
+        self, tokenizer: PreTrainedTokenizerBase, name: str, seed: int, haystack: str, length: int, depth: float
+    ) -> Sample:
+        random = Random(seed)
+        words = RandomWord(rng=random)
+        key = f"{words.word(include_categories=['adjective'])} {words.word(include_categories=['noun'])}"
+        value = str(random.randrange(10**6, 10**7))
+        source = text.sentences(haystack, self.split)
+        start = random.randrange(len(source))
+
+        def build(n: int) -> list[int]:
+            hay = [source[(start + i) % len(source)] for i in range(n)]
+            hay.insert(round(n * depth / 100), NEEDLE.format(key=key, value=value))
+            content = INSTRUCTION + " ".join(hay) + QUESTION.format(key=key)
+            return chat_tokens(tokenizer, content, ANSWER.format(key=key))
+
+        tokens = fit(build, length - self.max_new_tokens)
+        cell = {"haystack": haystack, "length": length, "depth": depth}
+        return Sample(name, cell, seed, tuple(tokens), (value,))

@@ -1,0 +1,86 @@
+"""Trackers: Weights & Biases, or none. A tracker is shown finished runs and reports; the store stays the record."""
+
+from __future__ import annotations
+
+from dataclasses import dataclass
+from pathlib import Path
+from typing import Any, Protocol
+
+from bsfa.errors import InputError
+from experiments.records import Run
+
+
+class Tracker(Protocol):
+    def run(self, run: Run, label: str, summary: dict[str, Any]) -> None:
+        """A run that is complete."""
+
+    def report(self, tables: list[Path], figures: list[Path]) -> None:
+        """A report's files."""
+
+
+class NoTracker:
+    """Keeps nothing."""
+
+    def run(self, run: Run, label: str, summary: dict[str, Any]) -> None: ...
+
+    def report(self, tables: list[Path], figures: list[Path]) -> None: ...
+
+
+@dataclass(frozen=True)
+class Wandb:
+    """One W&B run for each run of the store, with its cells as a table and its records as an artifact.
+
+    Parameters
+    ----------
+    mode : {"offline", "online"}
+        Offline writes to ``folder`` and nothing leaves the machine.
+    project : str
+    folder : str
+
+    Raises
+    ------
+    InputError
+        wandb is not installed.
+    """
+
+    mode: str
+    project: str
+    folder: str
+
+    def __post_init__(self) -> None:
+        if self.mode not in ("offline", "online"):
+            raise InputError(f"tracker.mode={self.mode} is neither offline nor online; tracker=none switches it off")
+        try:
+            import wandb  # noqa: F401
+        except ImportError as error:
+            raise InputError("tracker=wandb needs wandb: pip install wandb, or use tracker=none") from error
+
+    def run(self, run: Run, label: str, summary: dict[str, Any]) -> None:
+        import wandb
+
+        with self._open(name=label, group=run.config["experiment"], config=run.config, id=run.id) as session:
+            cells = summary["cells"]
+            session.log({"cells": wandb.Table(list(cells[0]), [list(cell.values()) for cell in cells])})
+            session.summary.update({key: value for key, value in summary.items() if key != "cells"})
+            artifact = wandb.Artifact(f"records-{run.id}", type="records")
+            for file in ("config.yaml", "env.json", "samples.jsonl", "summary.json"):
+                artifact.add_file(str(run.path / file))
+            session.log_artifact(artifact)
+
+    def report(self, tables: list[Path], figures: list[Path]) -> None:
+        import wandb
+
+        with self._open(name="report", group="report", config={}, id=None) as session:
+            session.log({f.stem: wandb.Image(str(f)) for f in figures if f.suffix == ".png"})
+            artifact = wandb.Artifact("report", type="report")
+            for file in (*tables, *figures):
+                artifact.add_file(str(file))
+            session.log_artifact(artifact)
+
+    def _open(self, **options: Any):
+        import wandb
+
+        folder = Path(self.folder)
+        folder.mkdir(parents=True, exist_ok=True)
+        settings = wandb.Settings(silent=True, console="off")
+        return wandb.init(project=self.project, mode=self.mode, dir=str(folder), settings=settings, **options)
