@@ -2,11 +2,12 @@
 
 from __future__ import annotations
 
-import logging
 import sys
+from typing import NoReturn
 
 import hydra
 import torch
+from hydra.errors import InstantiationException
 from hydra.utils import get_method
 from omegaconf import DictConfig, OmegaConf
 from transformers.utils import logging as transformers_logging
@@ -23,8 +24,16 @@ def main(cfg: DictConfig) -> None:
     try:
         get_method(cfg.experiment.runner)(cfg)
     except (InputError, NotImplementedError) as error:
-        logging.getLogger(__name__).error("error: %s", error)
-        sys.exit(2)
+        _refuse(error)
+    except InstantiationException as error:  # Hydra's wrap around what a constructor raised
+        if not isinstance(error.__cause__, InputError):
+            raise
+        _refuse(error.__cause__)
+
+
+def _refuse(error: Exception) -> NoReturn:
+    print(f"error: {error}", file=sys.stderr)
+    sys.exit(2)
 
 
 if __name__ == "__main__":

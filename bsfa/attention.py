@@ -162,7 +162,9 @@ def attend_varlen(
     parts = [attend(q[a][None], k[b][None], v[b][None], **options) for a, b in zip(queries, keys, strict=True)]
     return Attended(
         torch.cat([part.out[0] for part in parts]),
-        torch.cat([part.lse[0] for part in parts], dim=-1) if parts[0].lse is not None else None,
+        torch.cat([part.lse[0] for part in parts if part.lse is not None], dim=-1)
+        if options.get("return_lse")
+        else None,
         SkipStats(torch.cat([part.stats.kept for part in parts]), torch.cat([part.stats.total for part in parts])),
     )
 

@@ -182,6 +182,4 @@ class BlockLists:
         indices = torch.zeros(len(rows), max(map(len, rows), default=0), dtype=torch.int32)
         for i, row in enumerate(rows):
             indices[i, : len(row)] = torch.tensor(row, dtype=torch.int32)
-        return cls(
-            indices.to(device).expand(batch, n_heads, -1, -1), counts.to(device).expand(batch, n_heads, -1)
-        )
+        return cls(indices.to(device).expand(batch, n_heads, -1, -1), counts.to(device).expand(batch, n_heads, -1))

@@ -26,9 +26,12 @@ class Logits:
     softcap: float = 0.0
 
     def __call__(self, dots: torch.Tensor) -> torch.Tensor:
-        """Overwrites its argument."""
+        """Overwrites its argument. -inf, which marks a hidden entry, stays -inf."""
         scores = dots.mul_(self.softmax_scale)
-        return scores.div_(self.softcap).tanh_().mul_(self.softcap) if self.softcap else scores
+        if not self.softcap:
+            return scores
+        hidden = scores == -torch.inf
+        return scores.div_(self.softcap).tanh_().mul_(self.softcap).masked_fill_(hidden, -torch.inf)
 
 
 @dataclass(frozen=True)
@@ -89,12 +92,13 @@ def attention(
                 continue
             rows = grid.rows(i)
             for head, columns, dots in _kept_dots(group, grid, i, logits, gate, blocks):
-                scores = logits(dots)
-                values = _take(group.values, columns).flatten(0, 1)
-                out[group.batch, rows, head] = (_softmax(scores) @ values).to(out.dtype)
+                if not columns:
+                    continue
                 kept[group.batch, head] += len(columns)
+                values = _take(group.values, columns).flatten(0, 1)
+                out[group.batch, rows, head], row_lse = _softmax_pv(logits(dots), values)
                 if lse is not None:
-                    lse[group.batch, head, rows] = scores.logsumexp(-1)
+                    lse[group.batch, head, rows] = row_lse
     return out, lse, kept.to(q.device)
 
 
@@ -216,13 +220,15 @@ def _take(blocks: torch.Tensor, columns: list[int], dim: int = 0) -> torch.Tenso
     return blocks.index_select(dim, torch.tensor(columns, dtype=torch.int64, device=blocks.device))
 
 
-def _softmax(scores: torch.Tensor) -> torch.Tensor:
-    """Softmax over the last axis, 0 in a row that sees nothing; a NaN score stays NaN, as in dense attention."""
-    if scores.shape[-1] == 0:
-        return scores
-    probabilities = scores.softmax(-1)
-    suspect = probabilities[:, 0].isnan()
-    if suspect.any():
-        blind = suspect & (scores == -torch.inf).all(-1)
-        probabilities[blind] = 0.0
-    return probabilities
+def _softmax_pv(scores: torch.Tensor, values: torch.Tensor) -> tuple[torch.Tensor, torch.Tensor]:
+    """Attention of some rows over their kept keys, and its log-sum-exp. Overwrites the scores.
+
+    A row that sees nothing gives 0 and -inf; a NaN score stays NaN, as in dense attention.
+    """
+    row_max = scores.amax(-1, keepdim=True)
+    row_max = row_max.masked_fill_(row_max == -torch.inf, 0.0)
+    weights = scores.sub_(row_max).exp_()
+    row_sum = weights.sum(-1, keepdim=True)
+    blind = row_sum == 0.0
+    out = (weights @ values).div_(row_sum.masked_fill(blind, 1.0))
+    return out, (row_max + row_sum.log()).squeeze(-1)

@@ -90,9 +90,7 @@ class Gate:
         else:
             threshold = grid.pick_thresholds(threshold)
         relative = _per_head("relative", self.relative, n_heads, device) if self.is_relative else None
-        return ResolvedGate(
-            threshold, relative, self.relative_to, self.order, self.keep_diagonal, self.keep_first
-        )
+        return ResolvedGate(threshold, relative, self.relative_to, self.order, self.keep_diagonal, self.keep_first)
 
     @property
     def is_relative(self) -> bool:

@@ -3,7 +3,9 @@
 from __future__ import annotations
 
 import hashlib
+from collections.abc import Iterable
 from dataclasses import dataclass
+from typing import Any
 
 import torch
 from transformers import PreTrainedModel
@@ -57,14 +59,15 @@ def describe(model: PreTrainedModel) -> ModelInfo:
     for name, module in model.named_modules():
         if getattr(module, "sinks", None) is not None:
             raise InputError(f"{kind}: {name} has learned attention sinks, which bsfa does not serve")
+    modules: Iterable[Any] = model.modules()
     layers = {
         module.layer_idx: next(module.parameters()).device
-        for module in model.modules()
-        if isinstance(getattr(module, "layer_idx", None), int) and hasattr(module, "is_causal")
+        for module in modules
+        if isinstance(getattr(module, "layer_idx", None), int) and getattr(module, "is_causal", False)
     }
     n_layers = config.num_hidden_layers
     if not layers:
-        raise InputError(f"{kind} has no attention layers of transformers' attention interface")
+        raise InputError(f"{kind} has no causal attention on transformers' attention interface; bsfa cannot serve it")
     fallback = next(iter(layers.values()))  # of a layer with another kind of mixer, which never calls
     return ModelInfo(
         name=config._name_or_path or model.config._name_or_path,
@@ -85,7 +88,8 @@ def fingerprint(model: PreTrainedModel) -> str:
     digest = hashlib.sha256()
     for name, weight in model.named_parameters():
         digest.update(f"{name}{tuple(weight.shape)}".encode())
-    for weight in (model.get_input_embeddings().weight, list(model.parameters())[-1]):
+    embedding: Any = model.get_input_embeddings()
+    for weight in (embedding.weight, list(model.parameters())[-1]):
         flat = weight.detach().flatten()
         sample = flat[:: max(1, flat.numel() // SAMPLED_WEIGHTS)].float().cpu()
         sample = torch.where(sample.abs() < FP16_SMALLEST_NORMAL, 0.0, sample).bfloat16()

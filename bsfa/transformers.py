@@ -12,6 +12,7 @@ from collections import defaultdict
 from collections.abc import Callable, Iterator
 from contextlib import contextmanager, nullcontext
 from dataclasses import dataclass, field
+from typing import Any
 
 import torch
 from transformers import AttentionInterface, AttentionMaskInterface, PreTrainedModel
@@ -114,8 +115,8 @@ def prefill_mask(
     batch_size: int,
     q_length: int,
     kv_length: int,
-    q_offset: int | torch.Tensor = 0,
-    kv_offset: int | torch.Tensor = 0,
+    q_offset: Any = 0,
+    kv_offset: Any = 0,
     attention_mask: torch.Tensor | None = None,
     allow_is_causal_skip: bool = True,
     use_vmap: bool = False,
@@ -175,7 +176,7 @@ class _Adapter:
 
     def attention(
         self,
-        module: torch.nn.Module,
+        module: Any,
         query: torch.Tensor,
         key: torch.Tensor,
         value: torch.Tensor,
@@ -193,7 +194,9 @@ class _Adapter:
         if dropout:
             raise NotImplementedError(f"layer {layer}: attention dropout {dropout}; call model.eval() first")
         if rest.get("s_aux") is not None or rest.get("position_bias") is not None:
-            raise NotImplementedError(f"layer {layer} has attention sinks or a position bias, which bsfa does not serve")
+            raise NotImplementedError(
+                f"layer {layer} has attention sinks or a position bias, which bsfa does not serve"
+            )
         if attention_mask is not None and attention_mask.dim() != 2:
             raise NotImplementedError(
                 f"layer {layer}: a {attention_mask.dim()}-D attention mask; bsfa takes a 2-D padding mask (B, keys)"
@@ -211,7 +214,7 @@ class _Adapter:
         with self.clock.span() if self.clock else nullcontext() as seconds:
             attended = self.attend(call) if attention_mask is None else _unpadded(self.attend, call, attention_mask)
         self.applied.stats[layer].append(attended.stats)
-        if self.clock:
+        if seconds:
             self.applied.seconds[layer].append(seconds)
         return attended.out, None
 

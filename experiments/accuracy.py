@@ -14,7 +14,7 @@ from typing import Any
 
 import torch
 from hydra.utils import instantiate
-from omegaconf import DictConfig, OmegaConf
+from omegaconf import DictConfig
 from tqdm import tqdm
 from tqdm.contrib.logging import logging_redirect_tqdm
 
@@ -24,6 +24,7 @@ from bsfa.clock import Clock, clock_for
 from bsfa.methods import Method
 from bsfa.model import describe
 from experiments import environment
+from experiments.config import plain
 from experiments.generation import generate
 from experiments.methods import Variant, variants
 from experiments.models import Loaded, ModelSource
@@ -52,7 +53,7 @@ def run(cfg: DictConfig) -> None:
 
 
 def _identity(cfg: DictConfig, task: Task, source: ModelSource, variant: Variant) -> dict[str, Any]:
-    parameters = {key: value for key, value in OmegaConf.to_container(cfg.task, resolve=True).items() if key != "_target_"}
+    parameters = {key: value for key, value in plain(cfg.task).items() if key != "_target_"}
     return {
         "task": {"name": task.name, "version": task.version, **parameters, "data": task.data()},
         "model": source.identity(),
@@ -65,7 +66,7 @@ def _finish(
     cfg: DictConfig, task: Task, source: ModelSource, tracker: Tracker, missing: list[tuple[Variant, Run]]
 ) -> None:
     loaded = source.load()
-    loaded.check_length(task.longest())
+    loaded.check_length(task.longest(), "task.lengths")
     info = describe(loaded.model)
     methods = [variant.build(loaded) for variant, _ in missing]
     for method in methods:
@@ -80,7 +81,11 @@ def _finish(
             writer.finish(summary)
             tracker.run(run, variant.label, summary)
             log.info(
-                "%s: score %.3f, skip ratio %.3f -> %s", variant.label, summary["score"], summary["skip_ratio"], run.path
+                "%s: score %.3f, skip ratio %.3f -> %s",
+                variant.label,
+                summary["score"],
+                summary["skip_ratio"],
+                run.path,
             )
 
 

@@ -15,11 +15,13 @@ import torch
 from filelock import FileLock
 from hydra.utils import instantiate
 from omegaconf import DictConfig
+from safetensors import SafetensorError
 from transformers import PreTrainedTokenizerBase
 
 import bsfa
 from bsfa.errors import InputError
 from bsfa.thresholds import Thresholds
+from experiments import checks
 from experiments.models import Loaded, ModelSource
 from experiments.records import Store
 from experiments.tasks import text
@@ -55,8 +57,9 @@ class Calibration:
     version: ClassVar[int] = 1
 
     def __post_init__(self) -> None:
-        if self.length < 1 or self.samples < 1:
-            raise InputError(f"calibration.length={self.length} and calibration.samples={self.samples} must be positive")
+        checks.count("calibration.length", self.length)
+        checks.count("calibration.samples", self.samples)
+        checks.counts("calibration.k_values", self.k_values)
         if self.data not in (*text.HAYSTACKS, MIXED) and not Path(self.data).is_file():
             known = ", ".join((*text.HAYSTACKS, MIXED))
             raise InputError(f"calibration.data={self.data} is none of {known}, nor a text file")
@@ -97,7 +100,10 @@ class Calibration:
             return text.sentences(text.HAYSTACKS[part % 2], "calibrate")
         if self.data in text.HAYSTACKS:
             return text.sentences(self.data, "calibrate")
-        lines = [line.strip() for line in Path(self.data).read_text(encoding="utf-8").splitlines() if line.strip()]
+        try:
+            lines = [line.strip() for line in Path(self.data).read_text(encoding="utf-8").splitlines() if line.strip()]
+        except (OSError, UnicodeDecodeError) as error:
+            raise InputError(f"calibration.data={self.data} cannot be read as UTF-8 text: {error}") from error
         if not lines:
             raise InputError(f"calibration.data={self.data} holds no text")
         return lines
@@ -127,20 +133,28 @@ class ThresholdFile:
         with FileLock(self.path.parent / ".lock"):
             if not self.path.is_file():
                 log.info("calibrating on %s -> %s", self.calibration.data, self.path)
-                loaded.check_length(self.calibration.length)
-                bsfa.calibrate(
-                    loaded.model,
-                    self.calibration.batches(loaded.tokenizer),
-                    list(self.calibration.k_values),
-                    data=str(self.calibration.data),
-                ).save(self.path)
+                loaded.check_length(self.calibration.length, "calibration.length")
+                self._save(
+                    bsfa.calibrate(
+                        loaded.model,
+                        self.calibration.batches(loaded.tokenizer),
+                        list(self.calibration.k_values),
+                        data=str(self.calibration.data),
+                    )
+                )
         return Thresholds.load(self.path)
+
+    def _save(self, thresholds: Thresholds) -> None:
+        try:
+            thresholds.save(self.path)
+        except (OSError, SafetensorError) as error:
+            raise InputError(f"cannot write {self.path.resolve()}: {error}") from error
 
 
 def calibrations(cfg: DictConfig) -> list[Calibration]:
     """One calibration for each name in ``calibration.data``."""
     names = [cfg.calibration.data] if isinstance(cfg.calibration.data, str) else list(cfg.calibration.data)
-    return [instantiate(cfg.calibration, data=name) for name in names]
+    return [instantiate(cfg.calibration, data=name) for name in dict.fromkeys(names)]
 
 
 def run(cfg: DictConfig) -> None:

@@ -5,12 +5,13 @@ from __future__ import annotations
 from matplotlib.figure import Figure
 
 from experiments import style
-from experiments.results import Section, table
+from experiments.results import METHOD, Section, table
 
 
+@style.house
 def curve(section: Section) -> Figure:
     """Accuracy against skip ratio, a panel a haystack, with dense as the line to hold."""
-    rows = table(section, ["haystack"])
+    rows = table(section, ["haystack"]).query("method != 'sdpa'")  # dense again: a baseline for time
     haystacks = sorted(rows["haystack"].unique())
     figure, axes = style.subplots(1, len(haystacks), 4.0, 3.2, sharey=True)
     series = list(dict.fromkeys(zip(rows["method"], rows["calibration"], strict=True)))
@@ -39,10 +40,12 @@ def curve(section: Section) -> Figure:
     return figure
 
 
+@style.house
 def heatmap(section: Section) -> Figure:
     """Accuracy by length and depth, a panel a method."""
-    samples = section.samples.fillna({"calibration": ""})
-    panels = list(samples.groupby(["method", "calibration", "strength"], sort=False))
+    names = table(section, [])[METHOD].itertuples(index=False)
+    samples = section.samples.set_index(METHOD).sort_index()
+    panels = [(name, samples.loc[tuple(name)]) for name in names]
     columns = min(4, len(panels))
     figure, axes = style.subplots(-(-len(panels) // columns), columns, 2.4, 2.2, sharex=True, sharey=True)
     image = None
@@ -52,7 +55,8 @@ def heatmap(section: Section) -> Figure:
         axis.set_xticks(range(grid.shape[1]), [f"{length / 1024:g}K" for length in grid.columns])
         axis.set_yticks(range(grid.shape[0]), [f"{depth:g}" for depth in grid.index])
         axis.grid(False)
-        axis.set_title(" ".join(part for part in (name[0], name[2], f"({name[1]})" if name[1] else "") if part), fontsize=8)
+        data = f"({name.calibration})" if name.calibration else ""
+        axis.set_title(" ".join(part for part in (name.method, name.strength, data) if part), fontsize=8)
     for axis in axes.flat[len(panels) :]:
         axis.set_axis_off()
     figure.supxlabel("prompt length, tokens", fontsize=9)

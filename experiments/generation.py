@@ -54,4 +54,4 @@ def generate(
         if len(answer) < max_new_tokens:
             logits = model(input_ids=token.view(1, 1), past_key_values=cache, use_cache=True).logits
             token = logits[0, -1].argmax()
-    return Generated(tokenizer.decode(answer), ttft())
+    return Generated(str(tokenizer.decode(answer)), ttft())

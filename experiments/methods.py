@@ -7,7 +7,7 @@ parameter that sets its strength; given a list there, the method is run once for
 
 from __future__ import annotations
 
-from collections.abc import Iterator
+from collections.abc import Callable, Iterator
 from dataclasses import dataclass
 from typing import Any
 
@@ -17,6 +17,7 @@ from omegaconf import DictConfig, ListConfig, OmegaConf
 from bsfa.methods import Method
 from bsfa.thresholds import Thresholds
 from experiments.calibrate import ThresholdFile, calibrations
+from experiments.config import plain
 from experiments.models import Loaded, ModelSource
 from experiments.records import Store
 
@@ -72,17 +73,19 @@ class Variant:
 
     def build(self, loaded: Loaded) -> Method:
         """The method, calibrated first where its thresholds are missing."""
+        make: Callable[..., Method] = self.kind
         match self.source:
             case ThresholdFile() as file:
-                return self.kind(thresholds=file.load_or_make(loaded), **self._parameters())
+                return make(thresholds=file.load_or_make(loaded), **self._parameters())
             case Thresholds() as table:
-                return self.kind(thresholds=table, **self._parameters())
+                return make(thresholds=table, **self._parameters())
             case _:
-                return self.kind(**self._parameters())
+                return make(**self._parameters())
 
     def _parameters(self) -> dict[str, Any]:
-        config = OmegaConf.to_container(self.config, resolve=True)
-        return {key: value for key, value in config.items() if key not in ("_target_", "knob", "thresholds")}
+        return {
+            key: value for key, value in plain(self.config).items() if key not in ("_target_", "knob", "thresholds")
+        }
 
 
 def variants(cfg: DictConfig, store: Store, source: ModelSource) -> list[Variant]:
@@ -105,10 +108,10 @@ def variants(cfg: DictConfig, store: Store, source: ModelSource) -> list[Variant
 def _strengths(member: DictConfig) -> Iterator[DictConfig]:
     values = member[member.knob] if member.knob else None
     if not isinstance(values, ListConfig):
-        yield OmegaConf.create(OmegaConf.to_container(member, resolve=True))
+        yield OmegaConf.create(plain(member))
         return
-    for value in values:
-        yield OmegaConf.create(OmegaConf.to_container(member, resolve=True) | {member.knob: value})
+    for value in dict.fromkeys(values):
+        yield OmegaConf.create(plain(member) | {member.knob: value})
 
 
 def _sources(

@@ -10,6 +10,7 @@ from pathlib import Path
 from typing import Any
 
 import torch
+from safetensors import SafetensorError
 from transformers import AutoModelForCausalLM, AutoTokenizer, PreTrainedModel, PreTrainedTokenizerBase
 
 from bsfa.errors import InputError
@@ -23,8 +24,8 @@ class Loaded:
     model: PreTrainedModel
     tokenizer: PreTrainedTokenizerBase
 
-    def check_length(self, tokens: int) -> None:
-        """Refuse prompts beyond the model's positions.
+    def check_length(self, tokens: int, setting: str) -> None:
+        """Refuse texts beyond the model's positions; ``setting`` is the key that asks for them.
 
         Raises
         ------
@@ -32,7 +33,7 @@ class Loaded:
         """
         limit = self.model.config.get_text_config(decoder=True).max_position_embeddings
         if tokens > limit:
-            raise InputError(f"a length of {tokens} tokens is beyond the model's {limit} positions; lower task.lengths")
+            raise InputError(f"a length of {tokens} tokens is beyond the model's {limit} positions; lower {setting}")
 
 
 @dataclass(frozen=True)
@@ -64,7 +65,11 @@ class ModelSource:
     def __post_init__(self) -> None:
         if self.dtype not in DTYPES:
             raise InputError(f"model.dtype={self.dtype} is none of {', '.join(DTYPES)}")
-        if torch.device(self.device).type == "cuda" and not torch.cuda.is_available():
+        try:
+            kind = torch.device(self.device).type
+        except RuntimeError as error:
+            raise InputError(f"model.device={self.device} is no torch device, such as cpu or cuda") from error
+        if kind == "cuda" and not torch.cuda.is_available():
             raise InputError(f"device {self.device}: this machine has no CUDA GPU; use profile=quick")
 
     @property
@@ -109,8 +114,8 @@ class ModelSource:
         where, options = self._files()
         try:
             tokenizer = AutoTokenizer.from_pretrained(where, **options)
-            model = AutoModelForCausalLM.from_pretrained(where, dtype=DTYPES[self.dtype], **options)
-        except (OSError, ValueError) as error:
+            model: Any = AutoModelForCausalLM.from_pretrained(where, dtype=DTYPES[self.dtype], **options)
+        except (OSError, ValueError, SafetensorError) as error:
             reason = str(error).strip().splitlines()[0]
             raise InputError(
                 f"cannot load the model {where}: {reason} A gated model wants `hf auth login` or HF_TOKEN; "
@@ -120,6 +125,8 @@ class ModelSource:
 
     def _files(self) -> tuple[str, dict[str, str]]:
         if self.path:
+            if Path(self.path).is_absolute() and not Path(self.path).exists():
+                raise InputError(f"there is no model folder {self.path}")
             return self.path, {"revision": self.revision} if self.revision else {}
         self._package_version()
         module = import_module((self.package or "").replace("-", "_"))

@@ -1,9 +1,9 @@
 """The record store: every sample of every run, appended as it finishes, never lost and never written twice.
 
-    results/<experiment>/<run_id>/config.yaml    what ran; its hash is the run id
-                                  env.json       the machines and versions it ran on, in the order they came
-                                  samples.jsonl  one line a sample
-                                  summary.json   there only when every sample is
+results/<experiment>/<run_id>/config.yaml    what ran; its hash is the run id
+                              env.json       the machines and versions it ran on, in the order they came
+                              samples.jsonl  one line a sample
+                              summary.json   there only when every sample is
 """
 
 from __future__ import annotations
@@ -80,6 +80,17 @@ class Run:
         InputError
             Another process is writing it, a damaged record, no space left.
         """
+        with _full_disk_says_where(self.path), self._locked():
+            _write_whole(self.path / "config.yaml", yaml.safe_dump(self.config, sort_keys=False))
+            self._note_environment(environment)
+            records = self.path / "samples.jsonl"
+            _drop_torn_line(records)
+            done = [sample["id"] for sample in read_samples(records)]
+            with records.open("a", encoding="utf-8") as file:  # closing writes too, what a full disk refused before
+                yield Writer(self, file, done)
+
+    @contextmanager
+    def _locked(self) -> Iterator[None]:
         self.path.mkdir(parents=True, exist_ok=True)
         lock = FileLock(self.path / ".lock", timeout=0)
         try:
@@ -87,14 +98,7 @@ class Run:
         except Timeout as error:
             raise InputError(f"another process is writing {self.path}; wait for it, or use results=DIR") from error
         try:
-            with _full_disk_says_where(self.path):
-                _write_whole(self.path / "config.yaml", yaml.safe_dump(self.config, sort_keys=False))
-                self._note_environment(environment)
-                records = self.path / "samples.jsonl"
-                _drop_torn_line(records)
-                done = [sample["id"] for sample in read_samples(records)]
-            with records.open("a", encoding="utf-8") as file:
-                yield Writer(self, file, done)
+            yield
         finally:
             lock.release()
 

@@ -85,5 +85,7 @@ def readable(rows: pd.DataFrame) -> pd.DataFrame:
 
 def notes(rows: pd.DataFrame) -> str:
     """What stands under a table."""
-    marked = "† dense scores under 90% here: too little to lose to tell methods apart. " if rows["weak_dense"].any() else ""
+    marked = (
+        "† dense scores under 90% here: too little to lose to tell methods apart. " if rows["weak_dense"].any() else ""
+    )
     return f"{marked}TTFT ratios are medians over samples that one process ran through both. {PAPER}"

@@ -81,13 +81,12 @@ def table(section: Section, by: list[str]) -> pd.DataFrame:
     DataFrame with n, score and its 95% interval, the paired difference to dense with its interval, skip ratio, TTFT
     quartiles in seconds, TTFT speed-up over each dense baseline in the same process, and ``weak_dense``.
     """
-    rows = list(_rows(section.samples, by))
-    order = {name: number for number, name in enumerate(dict.fromkeys(section.samples["method"]))}
-    strengths = {row["strength"]: _number(row["strength"]) for row in rows}
-    frame = pd.DataFrame(rows)
-    keys = [frame["method"].map(order), frame["calibration"], frame["strength"].map(strengths)]
-    positions = pd.DataFrame(dict(enumerate(keys))).assign(**{key: frame[key] for key in by})
-    return frame.loc[positions.sort_values([*by, *range(len(keys))]).index].reset_index(drop=True)
+    frame = pd.DataFrame(_rows(section.samples, by))
+    place = frame[[*by, "method", "calibration", "strength"]].assign(
+        method=frame["method"].map(lambda name: (name not in BASELINES, name)),
+        strength=frame["strength"].map(_number),
+    )
+    return frame.loc[place.sort_values(list(place.columns)).index].reset_index(drop=True)
 
 
 def _rows(samples: pd.DataFrame, by: list[str]) -> Iterator[dict[str, Any]]:
@@ -135,4 +134,5 @@ def _speedup(cell: pd.DataFrame, base: pd.DataFrame) -> float | None:
 
 
 def _number(strength: str) -> float:
+    """The value in ``k=8``."""
     return float(strength.split("=")[1]) if strength else 0.0

@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 from pathlib import Path
+from typing import Any
 
 import matplotlib
 from matplotlib.figure import Figure
@@ -10,7 +11,7 @@ from matplotlib.figure import Figure
 COLORS = ("#0072B2", "#D55E00", "#009E73", "#CC79A7", "#E69F00", "#56B4E9", "#000000")
 MARKERS = ("o", "s", "^", "D", "v", "P", "X")
 PASS_LINE = "#555555"
-RC = {
+RC: Any = {
     "figure.constrained_layout.use": True,
     "font.size": 9,
     "axes.grid": True,
@@ -22,11 +23,13 @@ RC = {
 }
 
 
+house = matplotlib.rc_context(RC)  # decorates what draws
+
+
 def subplots(rows: int, columns: int, width: float, height: float, **options):
-    """A figure of panels in the house style, and its axes as a 2-D array. Sizes in inches a panel."""
-    with matplotlib.rc_context(RC):
-        figure = Figure(figsize=(width * columns, height * rows))
-        return figure, figure.subplots(rows, columns, squeeze=False, **options)
+    """A figure of panels, and its axes as a 2-D array. Sizes in inches a panel."""
+    figure = Figure(figsize=(width * columns, height * rows))
+    return figure, figure.subplots(rows, columns, squeeze=False, **options)
 
 
 def look(series: int) -> dict[str, str]:
@@ -34,11 +37,11 @@ def look(series: int) -> dict[str, str]:
     return {"color": COLORS[series % len(COLORS)], "marker": MARKERS[series % len(MARKERS)]}
 
 
+@house
 def save(figure: Figure, folder: Path, name: str) -> list[Path]:
     """Write PNG and PDF."""
     folder.mkdir(parents=True, exist_ok=True)
     paths = [folder / f"{name}.{kind}" for kind in ("png", "pdf")]
-    with matplotlib.rc_context(RC):
-        for path in paths:
-            figure.savefig(path, metadata={"CreationDate": None} if path.suffix == ".pdf" else None)
+    for path in paths:
+        figure.savefig(path, metadata={"CreationDate": None} if path.suffix == ".pdf" else None)
     return paths

@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import os
 from dataclasses import dataclass
 from pathlib import Path
 from typing import Any, Protocol
@@ -43,7 +44,7 @@ class Wandb:
         wandb is not installed.
     """
 
-    mode: str
+    mode: Any
     project: str
     folder: str
 
@@ -80,7 +81,9 @@ class Wandb:
     def _open(self, **options: Any):
         import wandb
 
-        folder = Path(self.folder)
+        folder = Path(self.folder).resolve()
         folder.mkdir(parents=True, exist_ok=True)
+        for kind in ("CACHE", "CONFIG", "DATA"):  # wandb would write them to the home folder
+            os.environ.setdefault(f"WANDB_{kind}_DIR", str(folder / "wandb" / kind.lower()))
         settings = wandb.Settings(silent=True, console="off")
         return wandb.init(project=self.project, mode=self.mode, dir=str(folder), settings=settings, **options)

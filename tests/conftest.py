@@ -6,8 +6,12 @@ from pathlib import Path
 
 import pytest
 import torch
+from hypothesis import settings
 from tokenizers import Regex, Tokenizer, decoders, models, pre_tokenizers
 from transformers import LlamaConfig, LlamaForCausalLM, PreTrainedTokenizerFast
+
+settings.register_profile("bsfa", deadline=None)
+settings.load_profile("bsfa")
 
 CHAT_TEMPLATE = (
     "{% for m in messages %}<{{ m['role'] }}>{{ m['content'] }}</s>{% endfor %}"
@@ -25,6 +29,7 @@ def tiny_config(**changes) -> LlamaConfig:
         "num_attention_heads": 4,
         "num_key_value_heads": 2,
         "max_position_embeddings": 2048,
+        "initializer_range": 0.2,  # scores far enough apart to be gated
         "bos_token_id": 1,
         "eos_token_id": 2,
     }

@@ -36,8 +36,11 @@ def sdpa(call: Call) -> Attended:
         raise NotImplementedError("PyTorch's SDPA has no softcap; use method=dense for this model")
     grid = call.grid
     square = grid.offset == 0 and call.window_size == (-1, -1)
+    q, k, v = (x.transpose(1, 2) for x in (call.q, call.k, call.v))
     out = scaled_dot_product_attention(
-        *(x.transpose(1, 2) for x in (call.q, call.k, call.v)),
+        q,
+        k,
+        v,
         attn_mask=None if square else dense_mask(grid, call.q.device),
         is_causal=square,
         scale=call.softmax_scale,

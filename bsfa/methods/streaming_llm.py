@@ -38,7 +38,9 @@ class StreamingLLM(Method):
 
     def __post_init__(self) -> None:
         if self.local_blocks < 0 or self.sink_blocks < 0:
-            raise InputError(f"local_blocks={self.local_blocks}, sink_blocks={self.sink_blocks}: neither may be negative")
+            raise InputError(
+                f"local_blocks={self.local_blocks}, sink_blocks={self.sink_blocks}: neither may be negative"
+            )
 
     def bind(self, model: ModelInfo) -> Attend:
         @lru_cache(maxsize=8)  # every layer of a prefill asks for the same lists

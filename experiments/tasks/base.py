@@ -89,13 +89,11 @@ def chat_tokens(tokenizer: PreTrainedTokenizerBase, content: str, answer_prefix:
         A tokenizer without a chat template.
     """
     if not tokenizer.chat_template:
-        raise InputError(
-            f"the tokenizer {tokenizer.name_or_path} has no chat template; use an instruction-tuned model"
-        )
+        raise InputError(f"the tokenizer {tokenizer.name_or_path} has no chat template; use an instruction-tuned model")
     turn = tokenizer.apply_chat_template(
         [{"role": "user", "content": content}], tokenize=False, add_generation_prompt=True
     )
-    return tokenizer(turn + answer_prefix, add_special_tokens=False)["input_ids"]
+    return tokenizer(str(turn) + answer_prefix, add_special_tokens=False)["input_ids"]
 
 
 def fit(build: Callable[[int], list[int]], budget: int, least: int = 1) -> list[int]:

@@ -16,6 +16,7 @@ from transformers import PreTrainedTokenizerBase
 from wonderwords import RandomWord
 
 from bsfa.errors import InputError
+from experiments import checks
 from experiments.tasks import text
 from experiments.tasks.base import Sample, Task, chat_tokens, fit
 
@@ -58,10 +59,10 @@ class Niah(Task):
 
     def __post_init__(self) -> None:
         for name in ("depths", "samples", "max_new_tokens"):
-            if getattr(self, name) < 1:
-                raise InputError(f"task.{name}={getattr(self, name)} must be at least 1")
-        if not self.lengths or min(self.lengths) < 1:
-            raise InputError(f"task.lengths={list(self.lengths)} must hold positive token counts")
+            checks.count(f"task.{name}", getattr(self, name))
+        checks.counts("task.lengths", self.lengths)
+        if not self.haystacks:
+            raise InputError(f"task.haystacks must hold one of {', '.join(text.HAYSTACKS)}")
         for haystack in self.haystacks:
             text.sentences(haystack, self.split)
 

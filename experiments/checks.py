@@ -1,0 +1,29 @@
+"""Checks of what a user typed."""
+
+from __future__ import annotations
+
+from collections.abc import Sequence
+
+from bsfa.errors import InputError
+
+
+def counts(setting: str, values: object) -> None:
+    """Refuse anything but a list of whole numbers from 1, at least one of them.
+
+    Raises
+    ------
+    InputError
+    """
+    if not (isinstance(values, Sequence) and values and all(isinstance(x, int) and x > 0 for x in values)):
+        raise InputError(f"{setting}={values} must be a list of whole numbers from 1, such as [1,2]")
+
+
+def count(setting: str, value: object) -> None:
+    """Refuse anything but a whole number from 1.
+
+    Raises
+    ------
+    InputError
+    """
+    if not (isinstance(value, int) and value > 0):
+        raise InputError(f"{setting}={value} must be a whole number from 1")

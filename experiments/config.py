@@ -1,0 +1,12 @@
+"""From Hydra's config nodes to plain values."""
+
+from __future__ import annotations
+
+from typing import Any, cast
+
+from omegaconf import DictConfig, OmegaConf
+
+
+def plain(node: DictConfig) -> dict[str, Any]:
+    """A config node as a resolved dict."""
+    return cast(dict[str, Any], OmegaConf.to_container(node, resolve=True))

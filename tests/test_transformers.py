@@ -1,0 +1,207 @@
+"""`bsfa.apply` on the architectures people use: the stock model's logits, and the stock model back."""
+
+from __future__ import annotations
+
+import math
+
+import pytest
+import torch
+from transformers import (
+    AttentionInterface,
+    AutoModelForCausalLM,
+    BertConfig,
+    BertLMHeadModel,
+    DynamicCache,
+    Gemma2Config,
+    Gemma3TextConfig,
+    GemmaConfig,
+    GPT2Config,
+    GptOssConfig,
+    MistralConfig,
+    Phi3Config,
+    Qwen2Config,
+    Qwen3Config,
+)
+
+import bsfa
+from bsfa import InputError, Thresholds
+from bsfa.clock import WallClock
+from bsfa.methods import Bsfa, Dense, Sdpa, StreamingLLM
+from bsfa.model import fingerprint
+from tests.conftest import tiny_config
+
+SIZES = {
+    "vocab_size": 128,
+    "hidden_size": 64,
+    "intermediate_size": 64,
+    "num_hidden_layers": 2,
+    "num_attention_heads": 4,
+    "num_key_value_heads": 2,
+    "pad_token_id": 0,
+    "bos_token_id": 1,
+    "eos_token_id": 2,
+}
+SLIDING = {"sliding_window": 70, "layer_types": ["sliding_attention", "full_attention"]}
+CONFIGS = {
+    "llama, head size 128": tiny_config(head_dim=128),
+    "qwen2": Qwen2Config(**SIZES),
+    "qwen3": Qwen3Config(**SIZES, head_dim=32),
+    "mistral, sliding": MistralConfig(**SIZES, sliding_window=70),
+    "gemma": GemmaConfig(**SIZES, head_dim=32),
+    "gemma2, sliding and softcap": Gemma2Config(**SIZES, head_dim=32, attn_logit_softcapping=5.0, **SLIDING),
+    "gemma3, sliding": Gemma3TextConfig(**SIZES, head_dim=32, **SLIDING),
+    "phi3": Phi3Config(**SIZES),
+    "gpt2": GPT2Config(n_embd=64, n_layer=2, n_head=4, vocab_size=128, bos_token_id=1, eos_token_id=2),
+}
+
+
+def stock(name: str):
+    """A random model with its own attention; SDPA has no softcap, so Gemma 2 runs eagerly."""
+    torch.manual_seed(0)
+    implementation = "eager" if "softcap" in name else "sdpa"
+    return AutoModelForCausalLM.from_config(CONFIGS[name], attn_implementation=implementation).eval()
+
+
+def open_thresholds(layers: int = 2, heads: int = 4) -> Thresholds:
+    return Thresholds(torch.full((1, layers, heads, 3), -math.inf), (16,))
+
+
+METHODS = [Dense(), Bsfa(open_thresholds(), 16), StreamingLLM(local_blocks=99)]
+
+
+def batch(length: int = 300) -> tuple[torch.Tensor, torch.Tensor]:
+    """Two texts, one padded left and one right."""
+    torch.manual_seed(0)
+    tokens = torch.randint(3, 128, (2, length))
+    mask = torch.ones_like(tokens)
+    mask[0, :37] = 0
+    mask[1, length - 10 :] = 0
+    return tokens, mask
+
+
+@pytest.mark.parametrize("name", CONFIGS)
+@torch.no_grad()
+def test_a_gate_that_keeps_all_gives_the_stock_models_logits(name):
+    model, (tokens, mask) = stock(name), batch()
+    plain, padded = model(tokens).logits, model(tokens, attention_mask=mask).logits
+    before = model.config._attn_implementation
+    for method in METHODS:
+        with bsfa.apply(model, method) as applied:
+            torch.testing.assert_close(model(tokens).logits, plain, atol=1e-4, rtol=1e-4)
+            found = model(tokens, attention_mask=mask).logits
+        torch.testing.assert_close(found[mask.bool()], padded[mask.bool()], atol=1e-4, rtol=1e-4)
+        assert applied.skip_ratio() == 0.0
+        assert model.config._attn_implementation == before
+    assert torch.equal(model(tokens).logits, plain)
+
+
+@pytest.mark.parametrize("name", CONFIGS)
+@pytest.mark.parametrize("cache", ["dynamic", "static"])
+def test_generation_continues_as_the_stock_model_does(name, cache):
+    model, (tokens, mask) = stock(name), batch(150)
+    mask[1] = 1  # generation pads left
+    options = {"max_new_tokens": 4, "do_sample": False, "attention_mask": mask, "cache_implementation": cache}
+    expected = model.generate(tokens, **options)
+    with bsfa.apply(model, METHODS[1]):
+        assert torch.equal(model.generate(tokens, **options), expected)
+
+
+@torch.no_grad()
+def test_a_prefill_in_chunks_gives_the_whole_ones_logits_and_decisions(tiny_model):
+    tokens = torch.randint(3, 100, (1, 640))
+    table = bsfa.calibrate(tiny_model, [tokens], [2], progress=False)
+    with bsfa.apply(tiny_model, Bsfa(table, 2)) as applied:
+        whole, stats = tiny_model(tokens).logits, list(applied.skip_ratio_by_layer())
+        applied.reset()
+        cache = DynamicCache(config=tiny_model.config)
+        parts = [
+            tiny_model(tokens[:, a:b], past_key_values=cache).logits for a, b in [(0, 256), (256, 400), (400, 640)]
+        ]
+    assert min(stats) > 0.2
+    torch.testing.assert_close(torch.cat(parts, dim=1)[:, :256], whole[:, :256])
+    with bsfa.apply(tiny_model, Bsfa(table, 2)) as applied:  # chunks of whole blocks: the very same decisions
+        cache = DynamicCache(config=tiny_model.config)
+        parts = [tiny_model(tokens[:, a:b], past_key_values=cache).logits for a, b in [(0, 256), (256, 640)]]
+    torch.testing.assert_close(torch.cat(parts, dim=1), whole)
+    assert applied.skip_ratio_by_layer() == stats
+
+
+def test_the_model_is_restored_after_an_error(tiny_model):
+    names = set(AttentionInterface._global_mapping)
+    with pytest.raises(RuntimeError, match="mine"), bsfa.apply(tiny_model, Dense()):
+        raise RuntimeError("mine")
+    assert tiny_model.config._attn_implementation == "sdpa"
+    assert set(AttentionInterface._global_mapping) == names
+
+
+def test_one_inside_another_gives_way_and_comes_back(tiny_model):
+    tokens = torch.randint(3, 100, (1, 300))
+    with bsfa.apply(tiny_model, Dense()) as outer, torch.no_grad():
+        with bsfa.apply(tiny_model, StreamingLLM(1)) as inner:
+            tiny_model(tokens)
+        assert (len(inner.stats), len(outer.stats)) == (2, 0)
+        tiny_model(tokens)
+        assert len(outer.stats) == 2
+
+
+def test_a_clock_times_each_layer(tiny_model):
+    with bsfa.apply(tiny_model, Sdpa(), clock=WallClock()) as applied, torch.no_grad():
+        tiny_model(torch.randint(3, 100, (1, 64)))
+    assert sorted(applied.seconds) == [0, 1]
+    assert applied.attention_seconds() > 0
+
+
+def test_no_grad_is_not_required(tiny_model):
+    with bsfa.apply(tiny_model, Dense()):
+        logits = tiny_model(torch.randint(3, 100, (1, 64))).logits
+    with pytest.raises(NotImplementedError, match="forward only"):
+        logits.sum().backward()
+
+
+def refusals():
+    small = {"num_local_experts": 2, "num_experts_per_tok": 1}
+    yield GptOssConfig(**SIZES, head_dim=16, **small), "layers.0.self_attn has learned attention sinks"
+    yield (
+        BertConfig(hidden_size=64, num_hidden_layers=1, num_attention_heads=4, intermediate_size=64),
+        "BertLMHeadModel",
+    )
+
+
+@pytest.mark.parametrize(("config", "message"), refusals())
+def test_a_model_that_cannot_be_served_is_named(config, message):
+    kind = BertLMHeadModel if isinstance(config, BertConfig) else AutoModelForCausalLM.from_config
+    with pytest.raises(InputError, match=message), bsfa.apply(kind(config), Dense()):
+        pass
+
+
+def test_thresholds_of_another_model_are_refused_before_anything_changes(tiny_model):
+    with pytest.raises(InputError, match="3 layers and 4 heads"), bsfa.apply(tiny_model, Bsfa(open_thresholds(3), 16)):
+        pass
+    assert tiny_model.config._attn_implementation == "sdpa"
+
+
+@torch.no_grad()
+def test_masks_that_are_not_causal_with_padding_are_refused(tiny_model):
+    tokens = torch.randint(3, 100, (1, 64))
+    with bsfa.apply(tiny_model, Dense()):
+        with pytest.raises(NotImplementedError, match="4-D attention mask"):
+            tiny_model(tokens, attention_mask=torch.ones(1, 1, 64, 64, dtype=torch.bool))
+        with pytest.raises(NotImplementedError, match="packed"):
+            tiny_model(tokens, position_ids=torch.arange(64).remainder(32)[None], use_cache=False)
+
+
+def test_training_with_dropout_is_refused():
+    torch.manual_seed(0)
+    model = AutoModelForCausalLM.from_config(tiny_config(attention_dropout=0.1)).train()
+    with bsfa.apply(model, Dense()), pytest.raises(NotImplementedError, match=r"model.eval\(\)"):
+        model(torch.randint(3, 100, (1, 64)))
+
+
+def test_a_fingerprint_knows_a_model_in_any_dtype_and_not_its_neighbour(tiny_model):
+    state = {name: weight.bfloat16().float() for name, weight in tiny_model.state_dict().items()}
+    tiny_model.load_state_dict(state)
+    own = fingerprint(tiny_model)
+    assert fingerprint(tiny_model.bfloat16()) == own
+    assert fingerprint(tiny_model.half()) == own
+    torch.manual_seed(1)
+    assert fingerprint(AutoModelForCausalLM.from_config(tiny_config())) != own
