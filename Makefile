@@ -1,12 +1,14 @@
 # make help lists the targets. PYTHON= picks the interpreter, VENV= the environment's folder (none: the active
-# environment), PROFILE= the size (quick, gpu, paper), ARGS= what else to pass to run.py.
+# environment), PROFILE= the size (quick, gpu, paper), TRACKER= wandb (offline) or none, ARGS= what else the benchmark's
+# run.py is to know, such as ARGS="method.k=[4,8]".
 PYTHON ?= python3
 VENV ?= .venv
 PROFILE ?=
 ARGS ?=
+TRACKER ?= wandb
 RESULTS ?= results
 
-RUN_ARGS = results=$(RESULTS) $(if $(PROFILE),profile=$(PROFILE)) $(ARGS)
+STORE = results=$(RESULTS) tracker=$(TRACKER)
 
 ifeq ($(VENV),none)
 PY := $(PYTHON)
@@ -34,11 +36,11 @@ $(READY): requirements.txt pyproject.toml
 endif
 
 reproduce: $(READY) ## calibrate, run the benchmark, write tables and figures; again: takes up where it stopped
-	$(PY) run.py experiment=niah $(RUN_ARGS)
-	$(PY) run.py experiment=report $(RUN_ARGS)
+	$(PY) run.py experiment=niah $(STORE) $(if $(PROFILE),profile=$(PROFILE)) $(ARGS)
+	$(PY) run.py experiment=report $(STORE)
 
 report: $(READY) ## tables and figures again, from the records alone
-	$(PY) run.py experiment=report $(RUN_ARGS)
+	$(PY) run.py experiment=report $(STORE)
 
 test: $(READY) ## the tests that need no GPU
 	$(PY) -m pytest -m "not gpu"

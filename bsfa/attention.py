@@ -12,7 +12,7 @@ from typing import Literal, get_args
 
 import torch
 
-from bsfa import blockwise
+from bsfa import blockwise, cuda
 from bsfa.blocks import BlockGrid, BlockLists
 from bsfa.errors import InputError
 from bsfa.gates import Gate
@@ -79,23 +79,40 @@ def attend(
     """
     check_qkv(q, k, v)
     scale = check_scale(q, softmax_scale)
-    check_backend(backend, q)
+    engine = pick_backend(backend, q.device)
     grid = BlockGrid(q.shape[1], k.shape[1], causal, window_size)
     if blocks is not None:
         _check_blocks(blocks, q, grid, gate)
+    if engine == "cuda":
+        _check_cuda(q, window_size, softcap, gate)
     resolved = gate.resolve(grid, q.shape[2], q.device) if gate is not None else None
     with torch.no_grad():
-        out, lse, kept = blockwise.attention(
-            q,
-            k,
-            v,
-            grid,
-            softmax_scale=scale,
-            softcap=softcap,
-            gate=resolved,
-            blocks=blocks,
-            return_lse=return_lse,
-        )
+        if engine == "cuda":
+            out, lse, counted = cuda.attend(
+                q,
+                k,
+                v,
+                softmax_scale=scale,
+                causal=causal,
+                gate=resolved,
+                block_lists=blocks,
+                return_lse=return_lse,
+                return_stats=True,
+            )
+            assert counted is not None  # it was asked for
+            kept = counted
+        else:
+            out, lse, kept = blockwise.attention(
+                q,
+                k,
+                v,
+                grid,
+                softmax_scale=scale,
+                softcap=softcap,
+                gate=resolved,
+                blocks=blocks,
+                return_lse=return_lse,
+            )
     return Attended(_forward_only(out, q, k, v), lse, SkipStats(kept, torch.full_like(kept, grid.total())))
 
 
@@ -126,10 +143,13 @@ def block_maxima(
         As in `attend`.
     """
     check_qkv(q, k, k)
-    check_backend(backend, q)
+    scale = check_scale(q, softmax_scale)
     grid = BlockGrid(q.shape[1], k.shape[1], causal, window_size)
     with torch.no_grad():
-        return blockwise.block_maxima(q, k, grid, softmax_scale=check_scale(q, softmax_scale), softcap=softcap)
+        if pick_backend(backend, q.device) == "reference":
+            return blockwise.block_maxima(q, k, grid, softmax_scale=scale, softcap=softcap)
+        _check_cuda(q, window_size, softcap)
+        return cuda.block_maxima(q, k, softmax_scale=scale, causal=causal)
 
 
 def attend_varlen(
@@ -197,17 +217,34 @@ def _forward_only(out: torch.Tensor, *inputs: torch.Tensor) -> torch.Tensor:
     return out
 
 
-def check_backend(backend: str, q: torch.Tensor) -> None:
-    """One clear error for a backend that cannot serve these tensors.
+def pick_backend(backend: str, device: torch.device) -> str:
+    """``reference`` or ``cuda``: what a backend's name comes to on a device.
 
     Raises
     ------
     InputError
+        An unknown backend.
     """
     if backend not in BACKENDS:
         raise InputError(f"backend {backend!r} is none of {', '.join(BACKENDS)}")
-    if backend == "cuda":
-        raise InputError(f"backend 'cuda' is not built yet, tensors are on {q.device}; use 'reference' or 'auto'")
+    if backend == "auto":
+        return "cuda" if device.type == "cuda" else "reference"
+    return backend
+
+
+def _check_cuda(q: torch.Tensor, window_size: tuple[int, int], softcap: float, gate: Gate | None = None) -> None:
+    """What `bsfa.cuda` would refuse, or would decide otherwise than the definition."""
+    cuda.check(q)
+    if gate is not None and gate.is_relative:
+        raise NotImplementedError(
+            "the CUDA kernels decide two blocks at a time against one running statistic, the definition decides them "
+            "one after the other: a gate with a relative part needs backend='reference'"
+        )
+    if tuple(window_size) != (-1, -1) or softcap:
+        raise NotImplementedError(
+            f"the CUDA kernels have neither sliding windows nor soft caps (window_size={tuple(window_size)}, "
+            f"softcap={softcap}); use backend='reference'"
+        )
 
 
 def check_qkv(q: torch.Tensor, k: torch.Tensor, v: torch.Tensor) -> None:

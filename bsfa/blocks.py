@@ -10,6 +10,7 @@ from __future__ import annotations
 
 from collections.abc import Sequence
 from dataclasses import dataclass
+from functools import lru_cache
 from typing import Literal, get_args
 
 import torch
@@ -132,7 +133,7 @@ class BlockGrid:
 
     def total(self) -> int:
         """Blocks with at least one visible entry, the diagonal among them: what a skip ratio is a share of."""
-        return sum(len(self.visible(i)) for i in range(self.n_q))
+        return _total(self)
 
     def entry_mask(self, i: int, blocks: range, device: torch.device | str = "cpu") -> torch.Tensor:
         """Which entries query block ``i`` sees in a run of key blocks.
@@ -150,6 +151,11 @@ class BlockGrid:
         if self._left >= 0:
             mask = mask & (key >= position - self._left)
         return mask
+
+
+@lru_cache(maxsize=256)  # every layer asks again
+def _total(grid: BlockGrid) -> int:
+    return sum(len(grid.visible(i)) for i in range(grid.n_q))
 
 
 @dataclass(frozen=True, eq=False)

@@ -19,7 +19,7 @@ from tqdm import tqdm
 from tqdm.contrib.logging import logging_redirect_tqdm
 
 import bsfa
-from bsfa.attention import Backend
+from bsfa.attention import Backend, pick_backend
 from bsfa.clock import Clock, clock_for
 from bsfa.methods import Method
 from bsfa.model import describe
@@ -58,7 +58,7 @@ def _identity(cfg: DictConfig, task: Task, source: ModelSource, variant: Variant
         "task": {"name": task.name, "version": task.version, **parameters, "data": task.data()},
         "model": source.identity(),
         "method": variant.identity(),
-        "backend": cfg.backend,
+        "backend": pick_backend(cfg.backend, torch.device(source.device)),
     }
 
 
@@ -68,6 +68,7 @@ def _finish(
     loaded = source.load()
     loaded.check_length(task.longest(), "task.lengths")
     info = describe(loaded.model)
+    next(task.make(loaded.tokenizer))  # no chat template, too short a length: known before calibration
     methods = [variant.build(loaded) for variant, _ in missing]
     for method in methods:
         method.bind(info)  # refuses a method of another model before any sample is run
@@ -150,7 +151,7 @@ class Bench:
             "peak_memory_bytes": environment.peak_memory(self.device),
             "method": lane.variant.label,
             "calibration": lane.variant.identity()["calibration"],
-            "backend": self.backend,
+            "backend": pick_backend(self.backend, self.device),
             "device": environment.device_name(self.device),
         }
 

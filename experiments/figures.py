@@ -45,7 +45,7 @@ def heatmap(section: Section) -> Figure:
     """Accuracy by length and depth, a panel a method."""
     names = table(section, [])[METHOD].itertuples(index=False)
     samples = section.samples.set_index(METHOD).sort_index()
-    panels = [(name, samples.loc[tuple(name)]) for name in names]
+    panels = [(name, samples.loc[[tuple(name)]]) for name in names]
     columns = min(4, len(panels))
     figure, axes = style.subplots(-(-len(panels) // columns), columns, 2.4, 2.2, sharex=True, sharey=True)
     image = None

@@ -14,6 +14,7 @@ from typing import Any
 from hydra.utils import get_class
 from omegaconf import DictConfig, ListConfig, OmegaConf
 
+from bsfa.errors import InputError
 from bsfa.methods import Method
 from bsfa.thresholds import Thresholds
 from experiments.calibrate import ThresholdFile, calibrations
@@ -110,6 +111,8 @@ def _strengths(member: DictConfig) -> Iterator[DictConfig]:
     if not isinstance(values, ListConfig):
         yield OmegaConf.create(plain(member))
         return
+    if not values:
+        raise InputError(f"method.{member.knob}=[] names no strength; give one, or a list such as [4,8]")
     for value in dict.fromkeys(values):
         yield OmegaConf.create(plain(member) | {member.knob: value})
 

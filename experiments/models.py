@@ -15,7 +15,7 @@ from transformers import AutoModelForCausalLM, AutoTokenizer, PreTrainedModel, P
 
 from bsfa.errors import InputError
 
-DIGESTED_BYTES = 1 << 16  # of each weight file: enough to tell two models apart
+DIGESTED_BYTES = 1 << 16  # at the start, the middle and the end of each file: enough to tell two models apart
 DTYPES = {"float32": torch.float32, "bfloat16": torch.bfloat16, "float16": torch.float16}
 
 
@@ -48,7 +48,7 @@ class ModelSource:
     device : str
         A torch device.
     path : str, optional
-        A hub id or a local folder. It overrides ``package``.
+        A hub id or a local folder, of safetensors or with one GGUF file. It overrides ``package``.
     package : str, optional
         A Python distribution that holds one GGUF file.
     revision : str, optional
@@ -88,10 +88,13 @@ class ModelSource:
             return {"hub": self.path, "revision": self.revision or "main"}
         digest = hashlib.sha256()
         for file in sorted(folder.iterdir()):
-            if file.suffix in (".json", ".safetensors", ".bin", ".gguf"):
-                digest.update(f"{file.name}{file.stat().st_size}".encode())
+            if file.suffix in (".json", ".jinja", ".model", ".safetensors", ".bin", ".gguf"):
+                size = file.stat().st_size
+                digest.update(f"{file.name}{size}".encode())
                 with file.open("rb") as content:
-                    digest.update(content.read(DIGESTED_BYTES))
+                    for start in (0, size // 2, max(0, size - DIGESTED_BYTES)):
+                        content.seek(start)
+                        digest.update(content.read(DIGESTED_BYTES))
         return {"digest": digest.hexdigest()[:16]}
 
     def _package_version(self) -> str:
@@ -124,13 +127,28 @@ class ModelSource:
         return Loaded(model.to(self.device).eval(), tokenizer)
 
     def _files(self) -> tuple[str, dict[str, str]]:
-        if self.path:
-            if Path(self.path).is_absolute() and not Path(self.path).exists():
-                raise InputError(f"there is no model folder {self.path}")
-            return self.path, {"revision": self.revision} if self.revision else {}
-        self._package_version()
-        module = import_module((self.package or "").replace("-", "_"))
-        files = sorted(Path(str(module.__file__)).parent.rglob("*.gguf"))
-        if not files:
-            raise InputError(f"the package {self.package} holds no GGUF file; reinstall it")
-        return str(files[0].parent), {"gguf_file": files[0].name}
+        """What `from_pretrained` takes: a path or hub id, and its options."""
+        if not self.path:
+            self._package_version()
+            module = import_module((self.package or "").replace("-", "_"))
+            return _gguf(Path(str(module.__file__)).parent)
+        folder = Path(self.path)
+        if folder.is_absolute() and not folder.exists():
+            raise InputError(f"there is no model folder {folder}")
+        if folder.is_dir() and not (folder / "config.json").is_file():
+            return _gguf(folder)
+        return self.path, {"revision": self.revision} if self.revision else {}
+
+
+def _gguf(folder: Path) -> tuple[str, dict[str, str]]:
+    """The one GGUF file in a folder or below it.
+
+    Raises
+    ------
+    InputError
+        None, or several.
+    """
+    files = sorted(folder.rglob("*.gguf"))
+    if len(files) != 1:
+        raise InputError(f"{folder} holds neither config.json nor one GGUF file (it holds {len(files)})")
+    return str(files[0].parent), {"gguf_file": files[0].name}

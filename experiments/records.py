@@ -175,7 +175,10 @@ def read_samples(path: Path) -> list[dict[str, Any]]:
 def read_runs(root: Path, experiment: str) -> Iterator[tuple[dict[str, Any], list[dict[str, Any]]]]:
     """Every run of an experiment that has a sample: its configuration and its samples."""
     for path in sorted((root / experiment).glob("*/config.yaml")):
-        config = yaml.safe_load(path.read_text())
+        try:
+            config = yaml.safe_load(path.read_text())
+        except yaml.YAMLError as error:
+            raise InputError(f"{path} is damaged; move its folder away") from error
         if not isinstance(config, dict) or config.get("schema") != SCHEMA:
             raise InputError(f"{path} is not of schema {SCHEMA}; move its folder away")
         if samples := read_samples(path.parent / "samples.jsonl"):
@@ -193,7 +196,10 @@ def _drop_torn_line(path: Path) -> None:
 
 def _write_whole(path: Path, text: str) -> None:
     partial = path.with_name(f"{path.name}.partial")
-    partial.write_text(text, encoding="utf-8")
+    with partial.open("w", encoding="utf-8") as file:
+        file.write(text)
+        file.flush()
+        os.fsync(file.fileno())
     partial.replace(path)
 
 

@@ -35,6 +35,16 @@ def run(cfg: DictConfig) -> None:
     found = sections(root, "niah")
     if not found:
         raise InputError(f"{root.resolve()} holds no records of niah; run `python run.py experiment=niah` first")
+    try:
+        tables, drawn = _write(root, found)
+    except OSError as error:
+        raise InputError(f"cannot write the report below {root.resolve()}: {error}") from error
+    tracker.report(tables, drawn)
+    print(f"\ntables: {(root / 'tables').resolve()}\nfigures: {(root / 'figures').resolve()}")
+
+
+def _write(root: Path, found: list[Section]) -> tuple[list[Path], list[Path]]:
+    """Every section's tables and figures; the main tables are printed too."""
     tables: list[Path] = []
     drawn: list[Path] = []
     for section in found:
@@ -44,8 +54,7 @@ def run(cfg: DictConfig) -> None:
         drawn += style.save(figures.curve(section), root / "figures", f"{section.name}-curve")
         drawn += style.save(figures.heatmap(section), root / "figures", f"{section.name}-heatmap")
         print(f"\n{section.title}\n{readable(main).to_markdown(index=False, disable_numparse=True)}\n{notes(main)}")
-    tracker.report(tables, drawn)
-    print(f"\ntables: {(root / 'tables').resolve()}\nfigures: {(root / 'figures').resolve()}")
+    return tables, drawn
 
 
 def write_table(folder: Path, section: Section, rows: pd.DataFrame, suffix: str = "") -> list[Path]:

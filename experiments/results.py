@@ -52,16 +52,20 @@ def _section(digest: str, runs: list[tuple[dict[str, Any], list[dict[str, Any]]]
     frames = []
     for config, samples in runs:
         method = config["method"]
+        settings = json.dumps([method["parameters"], method["calibration"]], sort_keys=True)
         frame = pd.DataFrame(samples).assign(
             method=method["name"],
             strength=method["strength"],
             calibration=method["calibration"].get("data", ""),
+            settings=hashlib.sha256(settings.encode()).hexdigest()[:6],
             version=method["version"],
         )
         frames.append(frame)
     joined = pd.concat(frames, ignore_index=True)
-    newest = joined.groupby(METHOD)["version"].transform("max")
-    joined = joined[joined["version"] == newest].drop_duplicates([*METHOD, "id"], keep="last")
+    newest = joined.groupby([*METHOD, "settings"])["version"].transform("max")
+    joined = joined[joined["version"] == newest]
+    alike = joined.groupby(METHOD)["settings"].transform("nunique") > 1
+    joined.loc[alike, "calibration"] = (joined["calibration"] + " #" + joined["settings"]).str.strip()
     model, task = runs[0][0]["model"], runs[0][0]["task"]
     devices = ", ".join(sorted(joined["device"].unique()))
     title = f"{task['name']}, {model['name']}, {model['dtype']}, {devices}"

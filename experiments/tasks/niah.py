@@ -76,30 +76,39 @@ class Niah(Task):
         return [f"{haystack}-{length}-{depth:g}-{n}" for haystack, length, depth, n in self._grid()]
 
     def make(self, tokenizer: PreTrainedTokenizerBase) -> Iterator[Sample]:
-        for index, (cell, name) in enumerate(zip(self._grid(), self.ids(), strict=True)):
-            yield self._sample(tokenizer, name, self.seed + index, *cell[:3])
+        random = Random()
+        words = RandomWord(rng=random)  # reads its lists, which takes a while: once for all samples
+        numbered = enumerate(zip(self._grid(), self.ids(), strict=True), start=self.seed)
+        for seed, ((haystack, length, depth, _), name) in numbered:
+            random.seed(seed)
+            key = f"{words.word(include_categories=['adjective'])} {words.word(include_categories=['noun'])}"
+            value = str(random.randrange(10**6, 10**7))
+            source = text.sentences(haystack, self.split)
+            prompt = _Prompt(tokenizer, source, random.randrange(len(source)), depth, key, value)
+            tokens = fit(prompt.tokens, length - self.max_new_tokens)
+            cell = {"haystack": haystack, "length": length, "depth": depth}
+            yield Sample(name, cell, seed, tuple(tokens), (value,))
 
     def _grid(self) -> Iterator[tuple[str, int, float, int]]:
         last = max(1, self.depths - 1)
         depths = [round(100 * i / last, 1) for i in range(self.depths)] if self.depths > 1 else [50.0]
         return itertools.product(self.haystacks, self.lengths, depths, range(self.samples))
 
-    def _sample(
-        self, tokenizer: PreTrainedTokenizerBase, name: str, seed: int, haystack: str, length: int, depth: float
-    ) -> Sample:
-        random = Random(seed)
-        words = RandomWord(rng=random)
-        key = f"{words.word(include_categories=['adjective'])} {words.word(include_categories=['noun'])}"
-        value = str(random.randrange(10**6, 10**7))
-        source = text.sentences(haystack, self.split)
-        start = random.randrange(len(source))
 
-        def build(n: int) -> list[int]:
-            hay = [source[(start + i) % len(source)] for i in range(n)]
-            hay.insert(round(n * depth / 100), NEEDLE.format(key=key, value=value))
-            content = INSTRUCTION + " ".join(hay) + QUESTION.format(key=key)
-            return chat_tokens(tokenizer, content, ANSWER.format(key=key))
+@dataclass(frozen=True)
+class _Prompt:
+    """One needle and the text to hide it in, from the sentence at ``start`` on and round again."""
 
-        tokens = fit(build, length - self.max_new_tokens)
-        cell = {"haystack": haystack, "length": length, "depth": depth}
-        return Sample(name, cell, seed, tuple(tokens), (value,))
+    tokenizer: PreTrainedTokenizerBase
+    source: Sequence[str]
+    start: int
+    depth: float
+    key: str
+    value: str
+
+    def tokens(self, sentences: int) -> list[int]:
+        """The prompt with that many sentences of haystack."""
+        hay = [self.source[(self.start + i) % len(self.source)] for i in range(sentences)]
+        hay.insert(round(sentences * self.depth / 100), NEEDLE.format(key=self.key, value=self.value))
+        content = INSTRUCTION + " ".join(hay) + QUESTION.format(key=self.key)
+        return chat_tokens(self.tokenizer, content, ANSWER.format(key=self.key))

@@ -1,0 +1,325 @@
+"""Kernel speed: block-gated attention against the best dense attention on this GPU, in one process.
+
+Every cell draws fresh inputs, sets one threshold a cell so that the asked share of blocks falls below it, and times the
+gated kernel and every dense baseline in turns. A speed-up is a ratio inside one cell and names both sides.
+"""
+
+from __future__ import annotations
+
+import dataclasses
+import itertools
+import logging
+import statistics
+from collections.abc import Callable, Iterator, Sequence
+from dataclasses import dataclass
+from pathlib import Path
+from typing import Any
+
+import pandas as pd
+import torch
+from hydra.utils import instantiate
+from omegaconf import DictConfig
+from torch import Tensor
+from torch.nn.attention import SDPBackend, sdpa_kernel
+from torch.nn.functional import scaled_dot_product_attention
+
+from bsfa import cuda
+from bsfa.blocks import BLOCK_K, BLOCK_Q, BlockGrid
+from bsfa.errors import InputError
+from bsfa.gates import ResolvedGate
+from experiments import checks, environment, style
+from experiments.records import Store
+
+log = logging.getLogger(__name__)
+
+BASELINES = ("fa3", "cudnn", "fa2", "flex")
+PATTERNS = ("random", "structured")
+INNER = 4  # timed calls a turn, after one that is not
+# Dense over (QK plus the kept share of PV), both at a rate that a large matrix product reached on an NVIDIA H200.
+MATMUL_TFLOPS = 778.0
+
+Kernel = Callable[[], Any]
+
+
+@dataclass(frozen=True)
+class Shape:
+    """One cell's inputs: batch 1, causal."""
+
+    length: int
+    head_size: int
+    q_heads: int
+    kv_heads: int
+    pattern: str
+
+    @property
+    def flops(self) -> float:
+        """Of dense causal attention, both products."""
+        return 2.0 * self.length**2 * self.q_heads * self.head_size
+
+
+@dataclass(frozen=True)
+class Grid:
+    """What to measure; see ``conf/experiment/kernel.yaml``.
+
+    Raises
+    ------
+    InputError
+        A value that cannot be measured.
+    """
+
+    lengths: Sequence[int]
+    skips: Sequence[float]
+    head_sizes: Sequence[int]
+    heads: Sequence[Sequence[int]]
+    patterns: Sequence[str]
+    baselines: Sequence[str]
+    dtype: str
+    repeats: int
+    seed: int
+
+    def __post_init__(self) -> None:
+        checks.counts("kernel.lengths", list(self.lengths))
+        checks.count("kernel.repeats", self.repeats)
+        if not all(0 <= skip < 1 for skip in self.skips):
+            raise InputError(f"kernel.skips={list(self.skips)} must be shares from 0 to below 1")
+        for name, values, known in (
+            ("patterns", self.patterns, PATTERNS),
+            ("baselines", self.baselines, BASELINES),
+            ("head_sizes", self.head_sizes, cuda.HEAD_SIZES),
+            ("dtype", [self.dtype], ("bfloat16", "float16")),
+        ):
+            if unknown := [value for value in values if value not in known]:
+                raise InputError(f"kernel.{name}: {unknown} is none of {', '.join(map(str, known))}")
+
+    def shapes(self) -> Iterator[Shape]:
+        for (q, kv), size, length, pattern in itertools.product(
+            self.heads, self.head_sizes, self.lengths, self.patterns
+        ):
+            yield Shape(length, size, q, kv, pattern)
+
+
+def run(cfg: DictConfig) -> None:
+    """``python run.py experiment=kernel``: measure, record, write the table and the figure.
+
+    Raises
+    ------
+    InputError
+        No CUDA device, or one that the kernels do not serve.
+    """
+    grid: Grid = instantiate(cfg.kernel, _convert_="all")
+    if not torch.cuda.is_available():
+        raise InputError("experiment=kernel times GPU kernels and there is no CUDA device here")
+    device = torch.device("cuda", torch.cuda.current_device())
+    store = Store(Path(cfg.results))
+    described = environment.describe(device)
+    record = store.run("kernel", {"kernel": dataclasses.asdict(grid), "device": described["device"]})
+    with record.writing(described) as writer:
+        for shape in grid.shapes():
+            missing = [skip for skip in grid.skips if _name(shape, skip) not in writer.done]
+            if missing:
+                for sample in measure(shape, missing, grid, device):
+                    writer.append(sample)
+                    log.info("%s: %.2f ms, %s", sample["id"], sample["ms"], _best(sample))
+        samples = writer.samples()
+        writer.finish({"samples": len(samples)})
+    table = tabulate(samples)
+    folder = store.root / "tables"
+    folder.mkdir(parents=True, exist_ok=True)
+    (folder / "kernel.md").write_text(
+        f"**Causal attention on {described['device']}, batch 1, {grid.dtype}**\n\n"
+        f"{table.to_markdown(index=False, floatfmt='.3g')}\n",
+        encoding="utf-8",
+    )
+    table.to_csv(folder / "kernel.csv", index=False)
+    style.save(figure(table, described["device"]), store.root / "figures", "kernel")
+    print(table.to_markdown(index=False, floatfmt=".3g"))
+
+
+def measure(shape: Shape, skips: Sequence[float], grid: Grid, device: torch.device) -> Iterator[dict[str, Any]]:
+    """One sample a skip ratio: milliseconds of the gated kernel and of every baseline that runs here."""
+    q, k, v = draw(shape, grid, device)
+    scale = shape.head_size**-0.5
+    blocks = BlockGrid(shape.length, shape.length, causal=True)
+    maxima = cuda.block_maxima(q, k, softmax_scale=scale, causal=True)
+    baselines = {name: kernel for name in grid.baselines if (kernel := _baseline(name, q, k, v)) is not None}
+    for skip in skips:
+        cut = threshold(maxima, skip)
+        gate = ResolvedGate(
+            torch.full((shape.q_heads, blocks.n_q), cut, device=device), None, "max", "diagonal", True, False
+        )
+
+        def gated(gate: ResolvedGate = gate, stats: bool = False) -> tuple[Tensor, Tensor | None, Tensor | None]:
+            return cuda.attend(q, k, v, softmax_scale=scale, causal=True, gate=gate, return_stats=stats)
+
+        kept = gated(stats=True)[2]
+        assert kept is not None
+        times = in_turns({"bsfa": gated, **baselines}, grid.repeats)
+        low, middle, high = times.pop("bsfa")
+        yield {
+            "id": _name(shape, skip),
+            **dataclasses.asdict(shape),
+            "dtype": grid.dtype,
+            "skip_asked": skip,
+            "skip_ratio": 1 - int(kept.sum()) / (shape.q_heads * blocks.total()),
+            "ms": middle,
+            "ms_q25": low,
+            "ms_q75": high,
+            "baseline_ms": {name: time[1] for name, time in times.items()},
+        }
+
+
+def draw(shape: Shape, grid: Grid, device: torch.device) -> tuple[Tensor, Tensor, Tensor]:
+    """Fresh q, k, v. In the structured pattern some key blocks of some KV heads score high for every query, so that
+    kept blocks cluster by head and by column, as real ones do."""
+    generator = torch.Generator(device).manual_seed(grid.seed)
+    dtype = getattr(torch, grid.dtype)
+
+    def normal(heads: int) -> Tensor:
+        return torch.randn(1, shape.length, heads, shape.head_size, device=device, generator=generator).to(dtype)
+
+    q, k, v = normal(shape.q_heads), normal(shape.kv_heads), normal(shape.kv_heads)
+    if shape.pattern == "structured":
+        blocks = -(-shape.length // BLOCK_K)
+        gain = torch.randn(1, blocks, shape.kv_heads, 1, device=device, generator=generator).mul(0.15)
+        gain += torch.randn(1, 1, shape.kv_heads, 1, device=device, generator=generator).mul(0.1)
+        k = k * gain.exp().repeat_interleave(BLOCK_K, 1)[:, : shape.length].to(dtype)
+    return q, k, v
+
+
+def threshold(maxima: Tensor, skip: float) -> float:
+    """A cut under which the asked share of all visible blocks falls; the diagonal ones, always kept, count too."""
+    if skip == 0:
+        return -torch.inf
+    n_q, n_k = maxima.shape[-2:]
+    rows, columns = torch.arange(n_q, device=maxima.device), torch.arange(n_k, device=maxima.device)
+    off_diagonal = maxima[..., columns[None, :] < rows[:, None] * (BLOCK_Q // BLOCK_K)]
+    visible = off_diagonal.numel() + maxima[..., 0, 0].numel() * n_q * (BLOCK_Q // BLOCK_K)
+    rank = round(skip * visible)
+    if rank >= off_diagonal.numel():
+        return torch.inf
+    return float(off_diagonal.flatten().sort().values[rank])
+
+
+def in_turns(kernels: dict[str, Kernel], repeats: int) -> dict[str, tuple[float, float, float]]:
+    """Milliseconds a call, CUDA events: quartiles over turns. A turn runs every kernel, each after one call of its own,
+    so that none is timed on what the one before left of caches and clocks."""
+    for kernel in kernels.values():
+        kernel()
+    turns: dict[str, list[float]] = {name: [] for name in kernels}
+    for _ in range(repeats):
+        for name, kernel in kernels.items():
+            start, stop = (torch.cuda.Event(enable_timing=True) for _ in range(2))
+            kernel()
+            start.record()
+            for _ in range(INNER):
+                kernel()
+            stop.record()
+            stop.synchronize()
+            turns[name].append(start.elapsed_time(stop) / INNER)
+    return {name: _quartiles(times) for name, times in turns.items()}
+
+
+def tabulate(samples: list[dict[str, Any]]) -> pd.DataFrame:
+    """One row a sample: times, and the speed-up over the best dense baseline of the same cell and the limit of it."""
+    rows = []
+    for sample in samples:
+        name, best = min(sample["baseline_ms"].items(), key=lambda item: item[1], default=("", float("nan")))
+        shape = Shape(**{field.name: sample[field.name] for field in dataclasses.fields(Shape)})
+        floor = shape.flops * (1 - sample["skip_ratio"] / 2) / MATMUL_TFLOPS / 1e9
+        rows.append(
+            {
+                **dataclasses.asdict(shape),
+                "skip_ratio": sample["skip_ratio"],
+                "bsfa_ms": sample["ms"],
+                **{f"{other}_ms": time for other, time in sample["baseline_ms"].items()},
+                "best_dense": name,
+                "speedup_over_best_dense": best / sample["ms"],
+                "limit": best / floor,
+            }
+        )
+    return pd.DataFrame(rows)
+
+
+@style.house
+def figure(table: pd.DataFrame, device: str):
+    """Speed-up over the best dense attention against skip ratio, a panel a head size and pattern."""
+    panels = list(table.groupby(["head_size", "pattern"]))
+    drawn, axes = style.subplots(1, len(panels), 3.4, 3.0, sharey=True)
+    for axis, ((size, pattern), panel) in zip(axes[0], panels, strict=True):
+        for number, (length, curve) in enumerate(panel.groupby("length")):
+            label = f"{length / 1024:g}K"
+            axis.plot(100 * curve["skip_ratio"], curve["speedup_over_best_dense"], label=label, **style.look(number))
+        longest = panel[panel["length"] == panel["length"].max()]
+        axis.plot(100 * longest["skip_ratio"], longest["limit"], ":", color=style.PASS_LINE, label="limit, longest")
+        axis.axhline(1, color=style.PASS_LINE, linewidth=1)
+        axis.set(title=f"head size {size}, {pattern}", xlabel="blocks skipped, %")
+    axes[0][0].set_ylabel("times the best dense attention")
+    axes[0][0].legend()
+    drawn.suptitle(f"{device}; limit: every product at {MATMUL_TFLOPS:g} TFLOP/s", fontsize=8)
+    return drawn
+
+
+def _baseline(name: str, q: Tensor, k: Tensor, v: Tensor) -> Kernel | None:
+    """A dense causal attention, or None (and a line in the log) where it does not run here."""
+    query, key, value = (x.transpose(1, 2) for x in (q, k, v))
+
+    def sdpa(backend: SDPBackend) -> Kernel:
+        def call() -> Tensor:
+            with sdpa_kernel(backend):
+                return scaled_dot_product_attention(query, key, value, is_causal=True, enable_gqa=True)
+
+        return call
+
+    try:
+        if name == "fa3":
+            kernel = _fa3(q, k, v)
+        elif name == "cudnn":
+            kernel = sdpa(SDPBackend.CUDNN_ATTENTION)
+        elif name == "fa2":
+            kernel = sdpa(SDPBackend.FLASH_ATTENTION)
+        else:
+            kernel = _flex(query, key, value)
+        kernel()
+        torch.cuda.synchronize()
+    except (ImportError, RuntimeError) as error:
+        log.warning("baseline %s does not run here: %s", name, str(error).splitlines()[0])
+        return None
+    return kernel
+
+
+def _fa3(q: Tensor, k: Tensor, v: Tensor) -> Kernel:
+    try:
+        from fa3_fwd_interface import flash_attn_func
+    except ImportError:
+        from flash_attn_interface import flash_attn_func
+    return lambda: flash_attn_func(q, k, v, causal=True)
+
+
+def _flex(q: Tensor, k: Tensor, v: Tensor) -> Kernel:
+    from torch.nn.attention.flex_attention import create_block_mask, flex_attention
+
+    def causal(batch: Tensor, head: Tensor, row: Tensor, column: Tensor) -> Tensor:
+        return row >= column
+
+    mask = create_block_mask(causal, None, None, q.shape[2], k.shape[2], device=str(q.device))
+    compiled = torch.compile(flex_attention)
+    return lambda: compiled(q, k, v, block_mask=mask, enable_gqa=True)
+
+
+def _quartiles(times: list[float]) -> tuple[float, float, float]:
+    if len(times) == 1:
+        return times[0], times[0], times[0]
+    low, middle, high = statistics.quantiles(times, n=4, method="inclusive")
+    return low, middle, high
+
+
+def _name(shape: Shape, skip: float) -> str:
+    heads = f"{shape.q_heads}x{shape.kv_heads}"
+    return f"{shape.length}-d{shape.head_size}-h{heads}-{shape.pattern}-{skip:g}"
+
+
+def _best(sample: dict[str, Any]) -> str:
+    if not sample["baseline_ms"]:
+        return "no baseline"
+    name, best = min(sample["baseline_ms"].items(), key=lambda item: item[1])
+    return f"{best / sample['ms']:.2f} x {name}"

@@ -1,0 +1,577 @@
+// Block-sparse attention forward for Hopper (sm_90a): block iterator x gate on a FlashAttention loop.
+//
+// One CTA computes one query block (128 rows) of one head. It visits key blocks (64 keys) two at a time, a *step*: the
+// exact scores S = Q K^T of both (128 x 128), then one decision for each 64-key half over all 128 rows: is any scaled
+// score not below the bar max(threshold, r[row] + relative)? A kept half goes through softmax and P V; a skipped one is
+// done, and its V is never read. Both halves of a step are decided against the r[row] from before the step.
+//
+// Warpgroups (128 threads each; setmaxnreg gives the consumers the producer's registers)
+//   0        producer, one warp of it: Q once; K two blocks a step, with what the consumers must know of the step; V of
+//            a half once it is known to be kept (without a gate: a step ahead)
+//   1, 2     consumers, 64 query rows each: S (64 x 128, two accumulators in turn), O (64 x D), row maxima and sums
+//
+// A consumer is one S ahead of the decision. While S(j+1) is on the tensor cores it learns the decision on step j, whose
+// votes all eight warps have posted, and does softmax(j) and O += P(j) V(j):
+//
+//   tensor cores   | S(j+1)                  | P(j) V(j)            | S(j+2) ...
+//   registers      | joint(j)  softmax(j)    | maxima, vote (j+1)   | joint(j+1) ...
+//
+// A skipped step starts S(j+2) at once, in the registers of S(j), so that the tensor cores have work during the vote.
+// A warp whose own 16 rows keep all of a step does not wait for the other votes.
+//
+// Shared memory (offsets in `Layout`)
+//   Q              128 x D, as D/64 panels of 128 rows x 64 columns, 128-byte swizzle (as all tiles here)
+//   K ring         kStages x (128 keys x D), the step's half 0 in rows 0-63 of each panel
+//   V ring         kSlots x (64 keys x D), one kept block a slot
+//   step ring      kRing x two words (see `Step`): block number and flags of each half
+//   exchange       kRing x eight warps x 8 bytes: the votes on a step (for block maxima, their values)
+//   work           the CTA's `Work`
+//
+// Barriers (mbarriers, but for the last)
+//   q_full         producer (TMA bytes)     -> consumers, once
+//   k_full[stage]  producer (TMA bytes)     -> consumers: K and the step's words are there
+//   k_empty[stage] eight consumer warps     -> producer: S is computed, the words are read
+//   v_full[slot]   producer (TMA bytes)     -> consumers
+//   v_empty[slot]  eight consumer warps     -> producer; ungated calls only
+//   voted[ring]    eight consumer warps     -> consumers and producer: the votes on a step are in the exchange
+//   named 1, 2     one consumer has done a softmax and issued its P V -> the other may begin its own: the exponentials
+//                  of one run under the products of the other
+//
+// With a gate, V's slot is free by construction: it last held the kept block four before, which belongs to step j-2 or
+// earlier, and a warp votes on step j after its P V of step j-2. Rings of kRing steps outlast any drift: no warp can be
+// more than kStages steps ahead of another, or K's stage would not have been free.
+#include "ptx_sm90.cuh"
+
+namespace bsfa {
+
+constexpr int kBlockQ = 128;       // query rows of a block
+constexpr int kBlockK = 64;        // keys of a block
+constexpr int kStepKeys = 128;     // keys of a step: two blocks
+constexpr int kPanel = 64;         // columns of a swizzled panel: 128 bytes
+constexpr int kStages = 4;         // steps of K in flight
+constexpr int kSlots = 4;          // blocks of V in shared memory; see the head on why four suffice
+constexpr int kConsumerWarps = 8;
+constexpr int kThreads = 384;
+constexpr int kRing = 8;           // steps whose words and votes are kept: more than any warp can be ahead of another
+
+enum class Order : int { diagonal = 0, sink = 1, ascending = 2 };
+
+// What a kernel does with a step's scores.
+enum class Mode {
+  all,       // keep every visited block: dense attention, index lists
+  gate_max,  // the gate; r[row] is the running maximum
+  gate_lse,  // the gate; r[row] is the running log-sum-exp
+  maxima,    // write every block's largest scaled score, no softmax
+};
+
+// The one kernel argument. Lengths and strides count elements. Mirrored by bsfa/cuda.py.
+struct Arguments {
+  // Axes (64 columns, rows, D/64 panels, heads, batch). A box is one head of: q 128 rows, all panels; k_step the same;
+  // k_block 64 rows, one panel; v 64 rows, all panels.
+  TensorMap q, k_step, k_block, v;
+  u16* out;                       // (B, Sq, Hq, D) contiguous, or (total_q, Hq, D)
+  float* lse;                     // (B, Hq, Sq), or (Hq, total_q); may be null
+  u64* kept;                      // (B, Hq), zeroed by the caller; may be null
+  float* maxima;                  // (B, Hq, nQ, nK), filled with -inf by the caller; Mode::maxima
+  const float* threshold;         // threshold[h * threshold_head_stride + row * threshold_row_stride]
+  const float* relative;          // (Hq), or null: no relative part
+  const i32* indices;             // (B, Hq, nQ, list_width) key blocks, or null: all visible blocks
+  const i32* counts;              // (B, Hq, nQ)
+  const i32* cu_q;                // (B + 1) cumulative lengths of packed sequences, or null
+  const i32* cu_k;
+  i64 threshold_head_stride, threshold_row_stride;
+  i32 threshold_rows;             // > 0: a table by absolute position, clamped to its last row; 0: by query block
+  i32 list_width;
+  i32 batch, q_heads, kv_heads;
+  i32 q_length, k_length;         // the longest, where sequences are packed
+  i32 total_q;                    // rows of lse where sequences are packed
+  i32 causal, keep_diagonal, keep_first;
+  Order order;
+  float scale;                    // softmax scale, positive
+};
+
+// One half of a step as the producer describes it: block number in the low bits, flags above.
+struct Step {
+  static constexpr u32 valid = 1u << 31;   // there is such a block
+  static constexpr u32 forced = 1u << 30;  // kept whatever its scores
+  static constexpr u32 masked = 1u << 29;  // some entry of it is hidden from some row
+  static constexpr u32 block = masked - 1;
+};
+
+template <int D> struct Layout {
+  static constexpr int panels = D / kPanel;
+  static constexpr int q_panel = kBlockQ * kPanel * 2;
+  static constexpr int k_panel = kStepKeys * kPanel * 2;
+  static constexpr int v_panel = kBlockK * kPanel * 2;
+  static constexpr int q_bytes = panels * q_panel;
+  static constexpr int k_bytes = panels * k_panel;
+  static constexpr int v_bytes = panels * v_panel;
+  static constexpr int q = 0;
+  static constexpr int k = q + q_bytes;
+  static constexpr int v = k + kStages * k_bytes;
+  static constexpr int steps = v + kSlots * v_bytes;
+  static constexpr int exchange = steps + kRing * 8;
+  static constexpr int work = exchange + kRing * kConsumerWarps * 8;
+  static constexpr int barriers = work + 64;
+  static constexpr int q_full = barriers;
+  static constexpr int k_full = q_full + 8;
+  static constexpr int k_empty = k_full + 8 * kStages;
+  static constexpr int v_full = k_empty + 8 * kStages;
+  static constexpr int v_empty = v_full + 8 * kSlots;
+  static constexpr int voted = v_empty + 8 * kSlots;
+  static constexpr int bytes = voted + 8 * kRing;
+  static constexpr int alignment = 1024;  // of a swizzled tile; the launch adds as much
+};
+
+// The query block a CTA computes, and the key blocks it visits.
+struct Work {
+  int batch, head, q_block;
+  int q_length, k_length, q_start, k_start;  // of this sequence; starts of packed sequences
+  int offset;                                // absolute position of the sequence's first query
+  int visible;                               // key blocks with a visible entry: 0 .. visible - 1
+  int band;                                  // first block of the diagonal band; past all where there is none
+  int visits;                                // blocks to visit
+  const i32* list;
+
+  Work() = default;
+
+  // Heads of one KV group innermost, then query blocks from the longest, then KV groups: the group's K and V stay in L2.
+  __device__ Work(const Arguments& a, int index) {
+    int group = a.q_heads / a.kv_heads;
+    int q_blocks = (a.q_length + kBlockQ - 1) / kBlockQ;
+    int in_group = index % group;
+    int rest = index / group;
+    q_block = q_blocks - 1 - rest % q_blocks;
+    int kv = rest / q_blocks;
+    head = (kv % a.kv_heads) * group + in_group;
+    batch = kv / a.kv_heads;
+    q_start = a.cu_q ? a.cu_q[batch] : 0;
+    k_start = a.cu_k ? a.cu_k[batch] : 0;
+    q_length = a.cu_q ? a.cu_q[batch + 1] - q_start : a.q_length;
+    k_length = a.cu_k ? a.cu_k[batch + 1] - k_start : a.k_length;
+    offset = k_length - q_length;
+    int first_row = q_block * kBlockQ;
+    int last_row = min(first_row + kBlockQ, q_length) - 1;
+    int keys = a.causal ? min(k_length, offset + last_row + 1) : k_length;
+    visible = first_row < q_length && keys > 0 ? (keys + kBlockK - 1) / kBlockK : 0;
+    band = a.causal ? max(0, offset + first_row) / kBlockK : visible;
+    list = nullptr;
+    visits = visible;
+    if (a.indices) {
+      i64 row = (i64(batch) * a.q_heads + head) * q_blocks + q_block;
+      list = a.indices + row * a.list_width;
+      visits = visible ? a.counts[row] : 0;
+    }
+  }
+
+  __device__ int steps() const { return (visits + 1) / 2; }
+
+  // The p-th block visited, with its flags.
+  __device__ u32 visit(const Arguments& a, int p) const {
+    if (p >= visits) return 0;
+    int block = p;
+    if (list) block = list[p];
+    else if (a.order == Order::diagonal) block = visible - 1 - p;
+    else if (a.order == Order::sink) block = p == 0 ? 0 : visible - p;
+    if (block >= visible) return 0;  // a listed block that no row sees
+    u32 word = Step::valid | u32(block);
+    if ((a.keep_diagonal && block >= band) || (a.keep_first && block == 0)) word |= Step::forced;
+    bool hidden = a.causal && (block + 1) * kBlockK - 1 > offset + q_block * kBlockQ;
+    if (hidden || (block + 1) * kBlockK > k_length || (q_block + 1) * kBlockQ > q_length) word |= Step::masked;
+    return word;
+  }
+};
+
+// The decision on a step once every consumer warp has voted: bit h is set where half h is kept.
+template <int D, Mode M> __device__ __forceinline__ u32 decide(u32 base, u64 words, int step) {
+  using L = Layout<D>;
+  u32 first = u32(words), second = u32(words >> 32);
+  u32 valid = first >> 31 | (second >> 31) << 1;
+  if constexpr (M == Mode::all) return valid;
+  mbarrier_wait(base + L::voted + 8 * (step % kRing), (step / kRing) & 1);
+  if constexpr (M == Mode::maxima) return valid;
+  u32 vote = load_shared_byte(base + L::exchange + (step % kRing) * kConsumerWarps * 8 + threadIdx.x % kConsumerWarps);
+  u32 keep = u32(__any_sync(~0u, vote & 1)) | u32(__any_sync(~0u, vote & 2)) << 1;
+  return valid & (keep | (first >> 30 & 1) | (second >> 29 & 2));
+}
+
+// The producer: one warp. Its lanes describe 32 blocks at once, lane 0 issues the copies.
+template <class T, int D, Mode M>
+__device__ __forceinline__ void produce(const Arguments& a, const Work& work, u32 base) {
+  using L = Layout<D>;
+  const int lane = threadIdx.x % kWarp;
+  const int kv_head = work.head / (a.q_heads / a.kv_heads);
+  const int packed_batch = a.cu_q ? 0 : work.batch;
+  const int k_start = work.k_start;
+  const int n = work.steps();
+  if (lane == 0) {
+    mbarrier_expect(base + L::q_full, L::q_bytes);
+    copy_tile(base + L::q, &a.q, base + L::q_full, 0, work.q_start + work.q_block * kBlockQ, 0, work.head, packed_batch);
+  }
+
+  // V of a step `kLag` behind K. Without a gate that is the last step's, ahead of its use; with one, the step that K's
+  // free stage came from: its votes are about to be complete.
+  constexpr bool kGated = M == Mode::gate_max || M == Mode::gate_lse;
+  constexpr int kLag = kGated ? kStages : 1;
+  int kept = 0;
+  auto load_v = [&](int step) {
+    u64 words = load_shared(base + L::steps + 8 * (step % kRing));
+    u32 keep = decide<D, M>(base, words, step);
+    for (int half = 0; half < 2; half++) {
+      if (!(keep >> half & 1)) continue;
+      int slot = kept % kSlots;
+      u32 full = base + L::v_full + 8 * slot;
+      if constexpr (!kGated) mbarrier_wait(base + L::v_empty + 8 * slot, ((kept / kSlots) & 1) ^ 1);
+      if (lane == 0) {
+        mbarrier_expect(full, L::v_bytes);
+        copy_tile(base + L::v + slot * L::v_bytes, &a.v, full, 0,
+                  k_start + int((half ? words >> 32 : words) & Step::block) * kBlockK, 0, kv_head, packed_batch);
+      }
+      kept++;
+    }
+  };
+
+  u32 described = 0;
+  for (int step = 0; step < n; step++) {
+    if (step % 16 == 0) described = work.visit(a, 2 * step + lane);
+    u32 words[2] = {__shfl_sync(~0u, described, 2 * step % kWarp), __shfl_sync(~0u, described, 2 * step % kWarp + 1)};
+    int first = words[0] & Step::block, second = words[1] & Step::block;
+    bool pair = words[1] & Step::valid && (first - second == 1 || second - first == 1);
+    if (pair && second < first) {  // neighbours travel as one tile, in ascending order
+      u32 swap = words[0];
+      words[0] = words[1];
+      words[1] = swap;
+      first = second;
+    }
+    int stage = step % kStages;
+    u32 full = base + L::k_full + 8 * stage;
+    u32 tile = base + L::k + stage * L::k_bytes;
+    mbarrier_wait(base + L::k_empty + 8 * stage, ((step / kStages) & 1) ^ 1);
+    if (lane == 0) {
+      store_shared(base + L::steps + 8 * (step % kRing), u64(words[1]) << 32 | words[0]);
+      if (pair) {
+        mbarrier_expect(full, L::k_bytes);
+        copy_tile(tile, &a.k_step, full, 0, k_start + first * kBlockK, 0, kv_head, packed_batch);
+      } else {
+        mbarrier_expect(full, ((words[0] >> 31) + (words[1] >> 31)) * (L::k_bytes / 2));
+        for (int half = 0; half < 2; half++)
+          for (int panel = 0; panel < L::panels; panel++)
+            if (words[half] & Step::valid)
+              copy_tile(tile + panel * L::k_panel + half * (L::k_panel / 2), &a.k_block, full, 0,
+                        k_start + int(words[half] & Step::block) * kBlockK, panel, kv_head, packed_batch);
+      }
+    }
+    __syncwarp();
+    if (M != Mode::maxima && step >= kLag) load_v(step - kLag);
+  }
+  if constexpr (M != Mode::maxima) {
+    for (int step = max(0, n - kLag); step < n; step++) load_v(step);
+  }
+}
+
+// A step's scores as its consumer sees them beside the accumulator.
+struct Seen {
+  float largest[2][2];  // [half][row], over this thread's columns
+  u64 words;            // the step's two words
+  u32 vote;             // what this warp's rows ask for: bit h for half h
+};
+
+template <class T, int D, Mode M>
+__device__ __forceinline__ void consume(const Arguments& a, const Work& work, u32 base) {
+  using L = Layout<D>;
+  constexpr bool kGated = M == Mode::gate_max || M == Mode::gate_lse;
+  constexpr bool kVotes = M != Mode::all;
+  constexpr int kOut = D / 2;  // accumulator words of O a thread holds
+
+  const int warp = __shfl_sync(~0u, threadIdx.x / kWarp, 0) - 4;  // 0 .. 7; the shuffle tells the compiler it is uniform
+  const int consumer = warp / 4;
+  const int thread = threadIdx.x % 128;
+  const int lane = threadIdx.x % kWarp;
+  const int row = work.q_block * kBlockQ + warp * 16 + lane / 4;  // and row + 8
+  const int n = work.steps();
+  const float scale_log2 = a.scale * kLog2e;
+
+  // The gate in units of q.k.
+  float threshold = -infinity(), relative = -infinity();
+  if constexpr (kGated) {
+    int at = work.q_block;
+    if (a.threshold_rows > 0) at = min(max(0, work.offset + work.q_block * kBlockQ) / kBlockQ, a.threshold_rows - 1);
+    threshold = a.threshold[work.head * a.threshold_head_stride + at * a.threshold_row_stride] / a.scale;
+    if (a.relative) relative = a.relative[work.head] / a.scale;
+  }
+
+  float o[kOut], even[64], odd[64];
+#pragma unroll
+  for (int i = 0; i < kOut; i++) o[i] = 0.f;
+  float row_max[2] = {-infinity(), -infinity()};
+  float row_sum[2] = {0.f, 0.f};  // this thread's columns alone
+  float row_lse[2] = {-infinity(), -infinity()};  // Mode::gate_lse: the running log-sum-exp, in units of q.k
+  int kept = 0;                   // blocks kept so far: the next one's V slot
+
+  // ---- the pieces of a step --------------------------------------------------------------------------------------
+
+  // Starts S(step). Past the last step it computes on a stale stage, and nobody looks at the result: cheaper than a
+  // branch around instructions in flight.
+  auto start_scores = [&](float(&s)[64], Seen& seen, int step) {
+    int stage = step % kStages;
+    if (step < n) mbarrier_wait(base + L::k_full + 8 * stage, (step / kStages) & 1);
+    u64 q = tile_descriptor(base + L::q + consumer * (L::q_panel / 2));
+    u64 k = tile_descriptor(base + L::k + stage * L::k_bytes);
+    wgmma_fence();
+#pragma unroll
+    for (int c = 0; c < D; c += 16)
+      wgmma_ss<T>(s, advance(q, (c / kPanel) * L::q_panel + (c % kPanel) * 2),
+                  advance(k, (c / kPanel) * L::k_panel + (c % kPanel) * 2), c != 0);
+    wgmma_commit();
+    if (step < n) seen.words = load_shared(base + L::steps + 8 * (step % kRing));
+  };
+
+  // Hides what row `row` does not see of a masked half; a row that sees none of it must not vote.
+  auto mask_half = [&](float(&s)[64], int half, u32 word, float(&bar)[2]) {
+#pragma unroll
+    for (int r = 0; r < 2; r++) {
+      int at = row + 8 * r;
+      int last = at < work.q_length ? work.k_length - 1 : -1;
+      if (a.causal) last = min(last, work.offset + at);
+      last -= int(word & Step::block) * kBlockK;
+      if (last < 0) bar[r] = infinity();
+      last -= 2 * (lane % 4);
+#pragma unroll
+      for (int i = 0; i < 16; i++) {
+        float& score = s[half * 32 + (i / 2) * 4 + 2 * r + i % 2];
+        if ((i / 2) * 8 + i % 2 > last) score = -infinity();
+      }
+    }
+  };
+
+  // S(step) is complete: free its stage, mask, take the maxima, post this warp's vote.
+  auto post = [&](float(&s)[64], Seen& seen, int step) {
+    if (step >= n) return;
+    __syncwarp();
+    if (lane == 0) mbarrier_arrive(base + L::k_empty + 8 * (step % kStages));
+    float bar[2][2];  // [half][row]
+#pragma unroll
+    for (int r = 0; r < 2; r++)
+      bar[0][r] = bar[1][r] = fmaxf(threshold, (M == Mode::gate_lse ? row_lse[r] : row_max[r]) + relative);
+    u32 first = u32(seen.words), second = u32(seen.words >> 32);
+    if ((first | second) & Step::masked) {
+      mask_half(s, 0, first, bar[0]);
+      mask_half(s, 1, second, bar[1]);
+    }
+#pragma unroll
+    for (int half = 0; half < 2; half++)
+#pragma unroll
+      for (int r = 0; r < 2; r++) {
+        float x = s[half * 32 + 2 * r];
+#pragma unroll
+        for (int i = 0; i < 8; i++) x = max_nan(x, max_nan(s[half * 32 + 4 * i + 2 * r], s[half * 32 + 4 * i + 2 * r + 1]));
+        seen.largest[half][r] = x;
+      }
+    u32 slot = base + L::exchange + (step % kRing) * kConsumerWarps * 8;
+    if constexpr (kGated) {
+      seen.vote = 0;
+#pragma unroll
+      for (int half = 0; half < 2; half++) {
+        bool any = !(seen.largest[half][0] < bar[half][0]) || !(seen.largest[half][1] < bar[half][1]);
+        seen.vote |= u32(__any_sync(~0u, any)) << half;
+      }
+      if (lane == 0) store_shared_byte(slot + warp, seen.vote);
+    }
+    if constexpr (M == Mode::maxima) {
+      u32 largest[2];
+#pragma unroll
+      for (int half = 0; half < 2; half++) {
+        float x = max_nan(seen.largest[half][0], seen.largest[half][1]);
+#pragma unroll
+        for (int distance = 16; distance > 0; distance /= 2) x = max_nan(x, __shfl_xor_sync(~0u, x, distance));
+        largest[half] = __float_as_uint(x);
+      }
+      if (lane == 0) store_shared(slot + warp * 8, u64(largest[1]) << 32 | largest[0]);
+    }
+    if (kVotes && lane == 0) mbarrier_arrive(base + L::voted + 8 * (step % kRing));
+  };
+
+  // The decision on a step. A warp whose own rows keep all of it need not wait for the others.
+  auto joint = [&](const Seen& seen, int step) -> u32 {
+    u32 first = u32(seen.words), second = u32(seen.words >> 32);
+    u32 keep = first >> 31 | (second >> 31) << 1;
+    if (!kGated || (keep & ~(seen.vote | (first >> 30 & 1) | (second >> 29 & 2))) != 0)
+      keep = decide<D, M>(base, seen.words, step);
+    return __shfl_sync(~0u, keep, 0);
+  };
+
+  // Softmax of halves First .. First + Count - 1 and the start of O += P V over them.
+  auto attend = [&]<int First, int Count>(float(&s)[64], const Seen& seen) {
+    float correction[2], shift[2];
+#pragma unroll
+    for (int r = 0; r < 2; r++) {
+      float x = seen.largest[First][r];
+      if (Count == 2) x = max_nan(x, seen.largest[1][r]);
+      float now = max_nan(row_max[r], quad_max(x));
+      shift[r] = now == -infinity() ? 0.f : now * scale_log2;  // a row that has seen nothing yet
+      correction[r] = exp2_approx(fmaf(row_max[r], scale_log2, -shift[r]));
+      row_max[r] = now;
+      row_sum[r] *= correction[r];
+    }
+    barrier_sync(1 + consumer, 256);
+    u32 p[16 * Count];
+#pragma unroll
+    for (int i = 0; i < 8 * Count; i++)
+#pragma unroll
+      for (int r = 0; r < 2; r++) {
+        float x = exp2_approx(fmaf(s[32 * First + 4 * i + 2 * r], scale_log2, -shift[r]));
+        float y = exp2_approx(fmaf(s[32 * First + 4 * i + 2 * r + 1], scale_log2, -shift[r]));
+        row_sum[r] += x + y;
+        p[2 * i + r] = pack<T>(x, y);
+      }
+#pragma unroll
+    for (int i = 0; i < kOut; i++) o[i] *= correction[(i / 2) % 2];
+    if constexpr (M == Mode::gate_lse) {
+#pragma unroll
+      for (int r = 0; r < 2; r++) row_lse[r] = row_max[r] + log2_approx(quad_sum(row_sum[r])) / scale_log2;
+    }
+    for (int half = 0; half < Count; half++)
+      mbarrier_wait(base + L::v_full + 8 * ((kept + half) % kSlots), ((kept + half) / kSlots) & 1);
+    wgmma_fence();
+#pragma unroll
+    for (int half = 0; half < Count; half++) {
+      u64 v = tile_descriptor(base + L::v + ((kept + half) % kSlots) * L::v_bytes, L::v_panel);
+#pragma unroll
+      for (int k = 0; k < 4; k++)
+        wgmma_rs<T>(o, p + 16 * half + 4 * k, advance(v, k * 16 * kPanel * 2));
+    }
+    wgmma_commit();
+    barrier_arrive(1 + (1 - consumer), 256);
+  };
+
+  // ---- the loop --------------------------------------------------------------------------------------------------
+
+  // The largest scores of step j's halves over all 128 rows, from what the eight warps posted.
+  auto write_maxima = [&](const Seen& seen, u32 valid, int step) {
+    if (consumer == 0 && thread < 2 && (valid >> thread & 1)) {
+      float largest = -infinity();
+      for (int i = 0; i < kConsumerWarps; i++) {
+        u64 pair = load_shared(base + L::exchange + ((step % kRing) * kConsumerWarps + i) * 8);
+        largest = max_nan(largest, __uint_as_float(u32(thread ? pair >> 32 : pair)));
+      }
+      i64 q_blocks = (a.q_length + kBlockQ - 1) / kBlockQ, k_blocks = (a.k_length + kBlockK - 1) / kBlockK;
+      i64 q_block = (i64(work.batch) * a.q_heads + work.head) * q_blocks + work.q_block;
+      a.maxima[q_block * k_blocks + (u32(thread ? seen.words >> 32 : seen.words) & Step::block)] = largest * a.scale;
+    }
+  };
+
+  // P V of `blocks` kept blocks is done.
+  auto release_v = [&](int blocks) {
+    if constexpr (M == Mode::all) {
+      if (lane == 0)
+        for (int i = 0; i < blocks; i++) mbarrier_arrive(base + L::v_empty + 8 * ((kept + i) % kSlots));
+    }
+    kept += blocks;
+  };
+
+  // Finishes step j, whose scores are in `s` and voted on, and brings S(j+1), in flight into `t`, to the same point.
+  // With `Next`, S(j+2) is in flight into `s` on return; a skipped step starts it at once, so that the tensor cores have
+  // work during the vote. Each path holds its own waits: ptxas keeps wgmma asynchronous across a branch only where every
+  // path accounts for what is in flight, and never around a loop.
+  auto finish = [&]<bool Next>(float(&s)[64], Seen& now, float(&t)[64], Seen& next, int j) {
+    u32 keep = joint(now, j);
+    auto keep_path = [&]<int First, int Count>() {
+      attend.template operator()<First, Count>(s, now);
+      wgmma_wait<1>();  // S(j+1)
+      post(t, next, j + 1);
+      wgmma_wait<0>();  // P V
+      release_v(Count);
+      if constexpr (Next) start_scores(s, now, j + 2);
+    };
+    if (M != Mode::maxima && keep == 3) keep_path.template operator()<0, 2>();
+    else if (M != Mode::maxima && keep == 1) keep_path.template operator()<0, 1>();
+    else if (M != Mode::maxima && keep == 2) keep_path.template operator()<1, 1>();
+    else {
+      if constexpr (M == Mode::maxima) write_maxima(now, keep, j);
+      if constexpr (Next) {
+        start_scores(s, now, j + 2);
+        wgmma_wait<1>();  // S(j+1)
+      } else {
+        wgmma_wait<0>();
+      }
+      post(t, next, j + 1);
+    }
+  };
+
+  if (n > 0) {
+    Seen seen_even, seen_odd;
+    mbarrier_wait(base + L::q_full, 0);
+    if (M != Mode::maxima && consumer == 1) barrier_arrive(1, 256);  // consumer 0 has the first turn
+    start_scores(even, seen_even, 0);
+    wgmma_wait<0>();
+    post(even, seen_even, 0);
+    for (int j = 0; j < n; j += 2) {
+      start_scores(odd, seen_odd, j + 1);
+      finish.template operator()<true>(even, seen_even, odd, seen_odd, j);
+      if (j + 1 < n) finish.template operator()<false>(odd, seen_odd, even, seen_even, j + 1);
+      else wgmma_wait<0>();
+    }
+  }
+
+  // ---- the end ---------------------------------------------------------------------------------------------------
+  if constexpr (M != Mode::maxima) {
+    if (threadIdx.x == 128 && a.kept && kept) atomicAdd(a.kept + i64(work.batch) * a.q_heads + work.head, u64(kept));
+#pragma unroll
+    for (int r = 0; r < 2; r++) {
+      int at = row + 8 * r;
+      float sum = quad_sum(row_sum[r]);
+      float inverse = sum == 0.f ? 0.f : 1.f / sum;
+      if (at >= work.q_length) continue;
+      i64 packed_row = i64(a.cu_q ? work.q_start : i64(work.batch) * a.q_length) + at;
+      u16* out = a.out + (packed_row * a.q_heads + work.head) * D + 2 * (lane % 4);
+#pragma unroll
+      for (int i = 0; i < kOut / 4; i++)
+        *reinterpret_cast<u32*>(out + 8 * i) = pack<T>(o[4 * i + 2 * r] * inverse, o[4 * i + 2 * r + 1] * inverse);
+      if (a.lse && lane % 4 == 0) {
+        i64 where = a.cu_q ? i64(work.head) * a.total_q + packed_row
+                           : (i64(work.batch) * a.q_heads + work.head) * a.q_length + at;
+        a.lse[where] = sum == 0.f ? -infinity() : row_max[r] * a.scale + __logf(sum);
+      }
+    }
+  }
+}
+
+template <class T, int D, Mode M> __global__ void __launch_bounds__(kThreads, 1) attention(const __grid_constant__ Arguments a) {
+  using L = Layout<D>;
+  extern __shared__ char dynamic[];
+  u32 start = shared_address(dynamic);
+  char* shared = dynamic + (L::alignment - start % L::alignment) % L::alignment;
+  u32 base = shared_address(shared);
+  Work& work = *reinterpret_cast<Work*>(shared + L::work);
+
+  if (threadIdx.x == 0) {
+    work = Work(a, blockIdx.x);
+    prefetch_tensor_map(&a.q);
+    prefetch_tensor_map(&a.k_step);
+    prefetch_tensor_map(&a.k_block);
+    prefetch_tensor_map(&a.v);
+    mbarrier_init(base + L::q_full, 1);
+    for (int i = 0; i < kStages; i++) {
+      mbarrier_init(base + L::k_full + 8 * i, 1);
+      mbarrier_init(base + L::k_empty + 8 * i, kConsumerWarps);
+    }
+    for (int i = 0; i < kSlots; i++) {
+      mbarrier_init(base + L::v_full + 8 * i, 1);
+      mbarrier_init(base + L::v_empty + 8 * i, kConsumerWarps);
+    }
+    for (int i = 0; i < kRing; i++) mbarrier_init(base + L::voted + 8 * i, kConsumerWarps);
+    mbarrier_init_fence();
+  }
+  __syncthreads();
+  if (work.q_block * kBlockQ >= work.q_length) return;  // a packed sequence shorter than the longest
+
+  if (threadIdx.x < 128) {
+    registers_shrink<24>();
+    if (threadIdx.x < kWarp) produce<T, D, M>(a, work, base);
+  } else {
+    registers_grow<240>();
+    consume<T, D, M>(a, work, base);
+  }
+}
+
+}  // namespace bsfa

@@ -1,0 +1,128 @@
+// Thin names for the Hopper instructions the mainloop uses: mbarriers, bulk tensor copies, wgmma, named barriers.
+// Shared-memory addresses are 32-bit throughout.
+#pragma once
+#include "common.cuh"
+
+namespace bsfa {
+
+// An opaque 128-byte tensor map, encoded on the host and passed by value as a __grid_constant__.
+struct alignas(64) TensorMap { u64 opaque[16]; };
+
+__device__ __forceinline__ u32 shared_address(const void* p) { return static_cast<u32>(__cvta_generic_to_shared(p)); }
+
+// ---- plain shared-memory words, by 32-bit address ----------------------------------------------------------------
+__device__ __forceinline__ u64 load_shared(u32 address) {
+  u64 word;
+  asm volatile("ld.shared.b64 %0, [%1];" : "=l"(word) : "r"(address) : "memory");
+  return word;
+}
+__device__ __forceinline__ void store_shared(u32 address, u64 word) {
+  asm volatile("st.shared.b64 [%0], %1;" ::"r"(address), "l"(word) : "memory");
+}
+__device__ __forceinline__ u32 load_shared_byte(u32 address) {
+  u32 byte;
+  asm volatile("ld.shared.u8 %0, [%1];" : "=r"(byte) : "r"(address) : "memory");
+  return byte;
+}
+__device__ __forceinline__ void store_shared_byte(u32 address, u32 byte) {
+  asm volatile("st.shared.u8 [%0], %1;" ::"r"(address), "r"(byte) : "memory");
+}
+
+// ---- mbarriers: `arrivals` arrive, then whoever waits on that phase's parity goes on -------------------------------
+__device__ __forceinline__ void mbarrier_init(u32 bar, int arrivals) {
+  asm volatile("mbarrier.init.shared::cta.b64 [%0], %1;" ::"r"(bar), "r"(arrivals));
+}
+__device__ __forceinline__ void mbarrier_init_fence() {
+  asm volatile("fence.mbarrier_init.release.cluster;" ::: "memory");
+}
+__device__ __forceinline__ void mbarrier_expect(u32 bar, u32 bytes) {
+  asm volatile("mbarrier.arrive.expect_tx.shared::cta.b64 _, [%0], %1;" ::"r"(bar), "r"(bytes) : "memory");
+}
+__device__ __forceinline__ void mbarrier_arrive(u32 bar) {
+  asm volatile("mbarrier.arrive.shared::cta.b64 _, [%0];" ::"r"(bar) : "memory");
+}
+__device__ __forceinline__ void mbarrier_wait(u32 bar, u32 parity) {
+  asm volatile(
+      "{\n.reg .pred done;\n"
+      "retry: mbarrier.try_wait.parity.shared::cta.b64 done, [%0], %1;\n"
+      "@done bra.uni ready;\nbra.uni retry;\nready:\n}" ::"r"(bar), "r"(parity) : "memory");
+}
+
+// ---- bulk tensor copies (TMA), global to shared ----------------------------------------------------------------
+__device__ __forceinline__ void prefetch_tensor_map(const TensorMap* map) {
+  asm volatile("prefetch.tensormap [%0];" ::"l"(map) : "memory");
+}
+__device__ __forceinline__ void copy_tile(u32 destination, const TensorMap* map, u32 bar, int c0, int c1, int c2, int c3,
+                                          int c4) {
+  asm volatile(
+      "cp.async.bulk.tensor.5d.shared::cluster.global.tile.mbarrier::complete_tx::bytes [%0], [%1, {%3,%4,%5,%6,%7}], "
+      "[%2];" ::"r"(destination), "l"(map), "r"(bar), "r"(c0), "r"(c1), "r"(c2), "r"(c3), "r"(c4) : "memory");
+}
+
+// ---- named barriers: split arrive and sync over `threads` threads ------------------------------------------------
+__device__ __forceinline__ void barrier_arrive(int id, int threads) {
+  asm volatile("bar.arrive %0, %1;" ::"r"(id), "r"(threads) : "memory");
+}
+__device__ __forceinline__ void barrier_sync(int id, int threads) {
+  asm volatile("bar.sync %0, %1;" ::"r"(id), "r"(threads) : "memory");
+}
+
+template <int R> __device__ __forceinline__ void registers_grow() { asm volatile("setmaxnreg.inc.sync.aligned.u32 %0;" ::"n"(R)); }
+template <int R> __device__ __forceinline__ void registers_shrink() { asm volatile("setmaxnreg.dec.sync.aligned.u32 %0;" ::"n"(R)); }
+
+// ---- wgmma -----------------------------------------------------------------------------------------------------
+__device__ __forceinline__ void wgmma_fence() { asm volatile("wgmma.fence.sync.aligned;" ::: "memory"); }
+__device__ __forceinline__ void wgmma_commit() { asm volatile("wgmma.commit_group.sync.aligned;" ::: "memory"); }
+template <int N> __device__ __forceinline__ void wgmma_wait() { asm volatile("wgmma.wait_group.sync.aligned %0;" ::"n"(N) : "memory"); }
+
+// A tile of 64 elements a row, 128-byte swizzle, rows packed in groups of eight (1024 bytes). `panel` is the byte
+// distance between 64-column panels; only a transposed operand looks at it.
+__device__ __forceinline__ u64 tile_descriptor(u32 address, u32 panel = 16) {
+  u32 low = (panel >> 4) << 16 | (address & 0x3FFFF) >> 4;
+  constexpr u32 high = 1u << 30 | 1024 >> 4;
+  return u64(high) << 32 | low;
+}
+// The same tile `bytes` further on. The address field does not carry into the next one: shared memory ends before.
+__device__ __forceinline__ u64 advance(u64 descriptor, u32 bytes) { return descriptor + (bytes >> 4); }
+
+// Operand lists of an accumulator held in float d[64] or d[32].
+#define BSFA_F8(d, i) "+f"(d[i]), "+f"(d[i + 1]), "+f"(d[i + 2]), "+f"(d[i + 3]), "+f"(d[i + 4]), "+f"(d[i + 5]), "+f"(d[i + 6]), "+f"(d[i + 7])
+#define BSFA_F32(d, i) BSFA_F8(d, i), BSFA_F8(d, i + 8), BSFA_F8(d, i + 16), BSFA_F8(d, i + 24)
+#define BSFA_D32 "%0,%1,%2,%3,%4,%5,%6,%7,%8,%9,%10,%11,%12,%13,%14,%15,%16,%17,%18,%19,%20,%21,%22,%23,%24,%25,%26,%27,%28,%29,%30,%31"
+#define BSFA_D64 BSFA_D32 ",%32,%33,%34,%35,%36,%37,%38,%39,%40,%41,%42,%43,%44,%45,%46,%47,%48,%49,%50,%51,%52,%53,%54,%55,%56,%57,%58,%59,%60,%61,%62,%63"
+
+// d = (accumulate ? d : 0) + A B^T with A (64 x 16) and B (128 x 16) in shared memory, both K-major.
+template <class T> __device__ __forceinline__ void wgmma_ss(float (&d)[64], u64 a, u64 b, int accumulate) {
+  if constexpr (same<T, bf16>::value)
+    asm volatile("{\n.reg .pred p;\nsetp.ne.b32 p, %66, 0;\n"
+                 "wgmma.mma_async.sync.aligned.m64n128k16.f32.bf16.bf16 {" BSFA_D64 "}, %64, %65, p, 1, 1, 0, 0;\n}"
+                 : BSFA_F32(d, 0), BSFA_F32(d, 32) : "l"(a), "l"(b), "r"(accumulate));
+  else
+    asm volatile("{\n.reg .pred p;\nsetp.ne.b32 p, %66, 0;\n"
+                 "wgmma.mma_async.sync.aligned.m64n128k16.f32.f16.f16 {" BSFA_D64 "}, %64, %65, p, 1, 1, 0, 0;\n}"
+                 : BSFA_F32(d, 0), BSFA_F32(d, 32) : "l"(a), "l"(b), "r"(accumulate));
+}
+
+// d += A B with A (64 x 16) in registers and B (16 x 128 or 16 x 64) in shared memory, N-major (transposed).
+template <class T> __device__ __forceinline__ void wgmma_rs(float (&d)[64], const u32* a, u64 b) {
+  if constexpr (same<T, bf16>::value)
+    asm volatile("wgmma.mma_async.sync.aligned.m64n128k16.f32.bf16.bf16 {" BSFA_D64 "}, {%64,%65,%66,%67}, %68, 1, 1, 1, 1;"
+                 : BSFA_F32(d, 0), BSFA_F32(d, 32) : "r"(a[0]), "r"(a[1]), "r"(a[2]), "r"(a[3]), "l"(b));
+  else
+    asm volatile("wgmma.mma_async.sync.aligned.m64n128k16.f32.f16.f16 {" BSFA_D64 "}, {%64,%65,%66,%67}, %68, 1, 1, 1, 1;"
+                 : BSFA_F32(d, 0), BSFA_F32(d, 32) : "r"(a[0]), "r"(a[1]), "r"(a[2]), "r"(a[3]), "l"(b));
+}
+template <class T> __device__ __forceinline__ void wgmma_rs(float (&d)[32], const u32* a, u64 b) {
+  if constexpr (same<T, bf16>::value)
+    asm volatile("wgmma.mma_async.sync.aligned.m64n64k16.f32.bf16.bf16 {" BSFA_D32 "}, {%32,%33,%34,%35}, %36, 1, 1, 1, 1;"
+                 : BSFA_F32(d, 0) : "r"(a[0]), "r"(a[1]), "r"(a[2]), "r"(a[3]), "l"(b));
+  else
+    asm volatile("wgmma.mma_async.sync.aligned.m64n64k16.f32.f16.f16 {" BSFA_D32 "}, {%32,%33,%34,%35}, %36, 1, 1, 1, 1;"
+                 : BSFA_F32(d, 0) : "r"(a[0]), "r"(a[1]), "r"(a[2]), "r"(a[3]), "l"(b));
+}
+#undef BSFA_F8
+#undef BSFA_F32
+#undef BSFA_D32
+#undef BSFA_D64
+
+}  // namespace bsfa

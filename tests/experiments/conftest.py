@@ -1,0 +1,80 @@
+"""The command line in this process, and one finished results folder for the tests that only read."""
+
+from __future__ import annotations
+
+import io
+import shutil
+from collections.abc import Callable
+from contextlib import redirect_stderr, redirect_stdout
+from dataclasses import dataclass
+from pathlib import Path
+
+import pytest
+
+import run
+
+CALIBRATION = ("profile=quick", "calibration.samples=2", "calibration.k_values=[1,2]")
+SMALL = (*CALIBRATION, "task.lengths=[800,900]", "task.depths=2", "task.samples=1")  # on 2 haystacks
+KS = "method.k=[1,2]"
+QUIET = "tracker=none"
+
+
+@dataclass(frozen=True)
+class Ended:
+    """A command that has ended."""
+
+    status: int
+    out: str
+    err: str
+
+    @property
+    def error(self) -> str:
+        """The one line that a refused command leaves on stderr beside its progress bars."""
+        assert self.status != 0
+        assert "Traceback" not in self.out + self.err
+        lines = [line for line in self.err.splitlines() if line.startswith("error: ")]
+        assert len(lines) == 1, self.err
+        return lines[0]
+
+
+def run_here(*arguments: str) -> Ended:
+    """``python run.py ...`` without the seconds that a new process takes to import."""
+    out, err = io.StringIO(), io.StringIO()
+    with pytest.MonkeyPatch.context() as patch, redirect_stdout(out), redirect_stderr(err):
+        patch.setattr("sys.argv", ["run.py", *arguments])
+        patch.setenv("HYDRA_MAIN_MODULE", "__main__")  # find conf/ beside run.py, as for a script
+        try:
+            run.main()
+            status = 0
+        except SystemExit as end:
+            status = end.code if isinstance(end.code, int) else 1
+    return Ended(status, out.getvalue(), err.getvalue())
+
+
+@pytest.fixture
+def command(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> Callable[..., Ended]:
+    """Runs the command in an empty folder."""
+    folder = tmp_path / "cwd"
+    folder.mkdir()
+    monkeypatch.chdir(folder)
+    return run_here
+
+
+@pytest.fixture(scope="session")
+def finished(tmp_path_factory: pytest.TempPathFactory, model_folder: Path) -> Path:
+    """A results folder with every method's records and a report. Read only: `finished_copy` is for writing."""
+    results = tmp_path_factory.mktemp("finished") / "results"
+    for arguments in (("experiment=niah", f"model.path={model_folder}", *SMALL, KS), ("experiment=report",)):
+        ended = run_here(*arguments, QUIET, f"results={results}")
+        assert ended.status == 0, ended.err
+    return results
+
+
+@pytest.fixture
+def finished_copy(finished: Path, tmp_path: Path) -> Path:
+    return Path(shutil.copytree(finished, tmp_path / "copy"))
+
+
+def snapshot(folder: Path) -> dict[str, bytes]:
+    """Every file below a folder, by its relative path."""
+    return {str(file.relative_to(folder)): file.read_bytes() for file in sorted(folder.rglob("*")) if file.is_file()}

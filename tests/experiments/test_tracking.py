@@ -1,0 +1,77 @@
+from __future__ import annotations
+
+import json
+import socket
+import sys
+from collections.abc import Iterator
+from pathlib import Path
+
+import pytest
+
+from tests.experiments.conftest import QUIET
+
+DENSE = ("profile=quick", "method=dense")
+TINY = (*DENSE, "task.haystacks=[noise]", "task.lengths=[448]", "task.depths=2", "task.samples=1")
+
+
+@pytest.fixture
+def no_home(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> Path:
+    """An empty home folder, and none of the settings of who runs the tests."""
+    for name in ("WANDB_CACHE_DIR", "WANDB_CONFIG_DIR", "WANDB_DATA_DIR", "WANDB_MODE", "WANDB_API_KEY"):
+        monkeypatch.setenv(name, "")  # so that what a test sets is unset after it
+        monkeypatch.delenv(name)
+    home = tmp_path / "home"
+    home.mkdir()
+    monkeypatch.setenv("HOME", str(home))
+    return home
+
+
+@pytest.fixture
+def outside(monkeypatch: pytest.MonkeyPatch) -> Iterator[socket.socket]:
+    """What wandb would take for the whole internet; `accept` fails while nobody has called."""
+    with socket.create_server(("127.0.0.1", 0)) as server:
+        server.setblocking(False)
+        address = f"http://127.0.0.1:{server.getsockname()[1]}"
+        for name in ("WANDB_BASE_URL", "HTTP_PROXY", "HTTPS_PROXY", "http_proxy", "https_proxy"):
+            monkeypatch.setenv(name, address)
+        yield server
+
+
+def test_wandb_offline_stays_in_the_results_folder_and_off_the_network(
+    command, model_folder, tmp_path, no_home, outside
+):
+    wandb = pytest.importorskip("wandb")
+    results = tmp_path / "r"
+    arguments = ("tracker=wandb", f"results={results}")
+    for experiment in (("experiment=niah", *TINY, f"model.path={model_folder}"), ("experiment=report",)):
+        ended = command(*experiment, *arguments)
+        assert ended.status == 0, ended.err
+    wandb.teardown()
+    with pytest.raises(BlockingIOError):
+        outside.accept()
+    assert not [path for path in no_home.rglob("*") if "wandb" in path.name]
+    assert not list(Path.cwd().iterdir())
+
+    [run] = results.glob("niah/*/summary.json")
+    [tracked] = results.glob(f"wandb/offline-run-*-{run.parent.name}/*.wandb")
+    content = tracked.read_bytes()
+    for expected in (b"skip_ratio", b"ttft_median_s", b"samples.jsonl", b"records-"):
+        assert expected in content
+    [table] = tracked.parent.rglob("*.table.json")
+    assert json.loads(table.read_text())["data"][0][:2] == ["noise", 448]
+    reports = [file.read_bytes() for file in results.glob("wandb/offline-run-*/*.wandb") if file != tracked]
+    assert len(reports) == 1
+    assert b"heatmap" in reports[0]
+    assert b".tex" in reports[0]
+
+
+def test_without_wandb_there_is_tracker_none_and_a_line_that_says_so(command, model_folder, tmp_path, monkeypatch):
+    monkeypatch.setitem(sys.modules, "wandb", None)  # what a missing package looks like
+    arguments = ("experiment=niah", *TINY, f"model.path={model_folder}", f"results={tmp_path / 'r'}")
+    refused = command(*arguments, "tracker=wandb").error
+    assert "pip install wandb" in refused
+    assert "tracker=none" in refused
+    assert not list((tmp_path / "r").glob("niah/*/samples.jsonl"))
+    assert command(*arguments, QUIET).status == 0
+    assert command("experiment=report", QUIET, f"results={tmp_path / 'r'}").status == 0
+    assert not (tmp_path / "r" / "wandb").exists()

@@ -1,0 +1,279 @@
+"""The CUDA backend against the definition."""
+
+from __future__ import annotations
+
+import math
+
+import pytest
+import torch
+
+from bsfa import cuda, reference
+from bsfa.blocks import BLOCK_K, BlockGrid, BlockLists
+from bsfa.errors import InputError
+from bsfa.gates import ResolvedGate
+
+TOLERANCE = {torch.bfloat16: 4e-3, torch.float16: 1e-3}
+# (B, Sq, Sk, Hq, Hkv, D): whole blocks, ragged ends, chunks of either sign of offset, one query, groups of 1 to 4
+SHAPES = [
+    (1, 128, 128, 2, 1, 128),
+    (2, 512, 512, 4, 2, 64),
+    (1, 1024, 1024, 8, 2, 128),
+    (2, 200, 777, 4, 1, 128),
+    (1, 640, 1500, 2, 2, 64),
+    (1, 777, 200, 3, 1, 128),
+    (1, 1, 500, 4, 2, 128),
+]
+ABSOLUTE = [-math.inf, 2.8, math.inf]
+
+
+def gpu_or_skip() -> None:
+    try:
+        cuda.check(torch.empty(1, 1, 1, 64, dtype=torch.bfloat16, device="cuda"))
+    except (InputError, RuntimeError, AssertionError) as error:
+        pytest.skip(str(error))
+
+
+@pytest.fixture
+def _gpu():
+    gpu_or_skip()
+    torch.manual_seed(0)
+
+
+def draw(shape, dtype=torch.bfloat16, heads_first=False):
+    batch, seqlen_q, seqlen_k, n_q, n_kv, size = shape
+
+    def one(length: int, heads: int) -> torch.Tensor:
+        if heads_first:
+            return torch.randn(batch, heads, length, size, device="cuda").to(dtype).transpose(1, 2)
+        return torch.randn(batch, length, heads, size, device="cuda").to(dtype)
+
+    return one(seqlen_q, n_q), one(seqlen_k, n_kv), one(seqlen_k, n_kv)
+
+
+def absolute(grid: BlockGrid, heads: int, cut: float, **options) -> ResolvedGate:
+    threshold = torch.full((heads, grid.n_q), cut, device="cuda")
+    return ResolvedGate(
+        threshold, None, "max", **({"order": "diagonal", "keep_diagonal": True, "keep_first": False} | options)
+    )
+
+
+def relative_error(got: torch.Tensor, want: torch.Tensor) -> float:
+    return float((got.float() - want).norm() / want.norm().clamp_min(1e-6))
+
+
+def margin(q, k, grid: BlockGrid, cut: float, scale: float, causal: bool) -> float:
+    """How near the nearest block maximum comes to a threshold: nearer than rounding, either decision is right."""
+    maxima = cuda.block_maxima(q, k, softmax_scale=scale, causal=causal)
+    distance = (maxima - cut).abs()
+    return float(distance[distance.isfinite()].min()) if distance.isfinite().any() else math.inf
+
+
+def decide_in_pairs(scores: torch.Tensor, grid: BlockGrid, gate: ResolvedGate) -> tuple[torch.Tensor, float]:
+    """The gate over scaled scores (B, Hq, Sq, Sk), two blocks at a time against the statistic from before the pair.
+
+    Returns the kept blocks, bool (B, Hq, n_q, n_k), and how near the nearest free decision was to going the other way.
+    """
+    keep = torch.zeros(*scores.shape[:2], grid.n_q, grid.n_k, dtype=torch.bool, device=scores.device)
+    nearest = math.inf
+    for i in range(grid.n_q):
+        rows = scores[:, :, grid.rows(i)]
+        running = torch.full(rows.shape[:3], -math.inf, device=scores.device)
+        order = list(grid.visit(i, gate.order))
+        for pair in (order[p : p + 2] for p in range(0, len(order), 2)):
+            bar = gate.threshold[:, i, None].expand_as(running)
+            if gate.relative is not None:
+                bar = torch.fmax(bar, running + gate.relative[:, None])
+            for j in pair:
+                block = rows[..., j * BLOCK_K : (j + 1) * BLOCK_K]
+                hidden = ~grid.entry_mask(i, range(j, j + 1), scores.device)[:, : block.shape[-1]]
+                block = block.masked_fill(hidden, -math.inf)
+                over = (block - bar[..., None]).masked_fill(hidden, -math.inf).flatten(2).amax(-1)
+                kept = (~(block < bar[..., None]) & ~hidden).flatten(2).any(-1)
+                if j in gate.protects(grid, i):
+                    kept = torch.ones_like(kept)
+                elif over.isfinite().any():
+                    nearest = min(nearest, float(over[over.isfinite()].abs().min()))
+                grown = (
+                    torch.maximum(running, block.amax(-1))
+                    if gate.relative_to == "max"
+                    else torch.logaddexp(running, block.logsumexp(-1))
+                )
+                running = torch.where(kept[..., None], grown, running)
+                keep[:, :, i, j] = kept
+    return keep, nearest
+
+
+@pytest.mark.gpu
+@pytest.mark.usefixtures("_gpu")
+@pytest.mark.parametrize("dtype", TOLERANCE, ids=str)
+@pytest.mark.parametrize("causal", [True, False])
+@pytest.mark.parametrize("shape", SHAPES, ids=str)
+class TestAgainstTheDefinition:
+    @pytest.mark.parametrize("cut", ABSOLUTE)
+    def test_an_absolute_gate(self, shape, causal, dtype, cut):
+        q, k, v = draw(shape, dtype, heads_first=cut == 2.8)
+        scale, grid = shape[-1] ** -0.5, BlockGrid(shape[1], shape[2], causal)
+        gate = absolute(grid, shape[3], cut)
+        out, lse, kept = cuda.attend(
+            q, k, v, softmax_scale=scale, causal=causal, gate=gate, return_lse=True, return_stats=True
+        )
+        want, want_lse, keep = reference.attention(q, k, v, grid, softmax_scale=scale, gate=gate)
+        if margin(q, k, grid, cut, scale, causal) > 1e-4:
+            assert torch.equal(kept, keep.sum((2, 3)))
+            assert relative_error(out, want) < TOLERANCE[dtype]
+            assert torch.equal(lse.isfinite(), want_lse.isfinite())
+            torch.testing.assert_close(lse, want_lse, atol=2e-3, rtol=0)
+
+    @pytest.mark.parametrize("relative_to", ["max", "lse"])
+    @pytest.mark.parametrize("order", ["diagonal", "sink", "ascending"])
+    def test_a_relative_gate(self, shape, causal, dtype, order, relative_to):
+        q, k, v = draw(shape, dtype)
+        scale, grid = shape[-1] ** -0.5, BlockGrid(shape[1], shape[2], causal)
+        relative = torch.full((shape[3],), -1.5 if relative_to == "max" else -5.0, device="cuda")
+        threshold = torch.full((shape[3], grid.n_q), -math.inf, device="cuda")
+        gate = ResolvedGate(threshold, relative, relative_to, order, order != "ascending", order == "ascending")
+        group = shape[3] // shape[4]
+        scores = scale * torch.einsum("bqhd,bkhd->bhqk", q.float(), k.float().repeat_interleave(group, 2))
+        keep, nearest = decide_in_pairs(scores, grid, gate)
+        out, _, kept = cuda.attend(q, k, v, softmax_scale=scale, causal=causal, gate=gate, return_stats=True)
+        want = reference.attention(q, k, v, grid, softmax_scale=scale, blocks=BlockLists.from_mask(keep))[0]
+        if nearest > 1e-4:
+            assert torch.equal(kept, keep.sum((2, 3)))
+            assert relative_error(out, want) < TOLERANCE[dtype]
+
+    def test_without_a_gate(self, shape, causal, dtype):
+        q, k, v = draw(shape, dtype)
+        scale, grid = shape[-1] ** -0.5, BlockGrid(shape[1], shape[2], causal)
+        out, lse, kept = cuda.attend(q, k, v, softmax_scale=scale, causal=causal, return_lse=True, return_stats=True)
+        want, want_lse, keep = reference.attention(q, k, v, grid, softmax_scale=scale)
+        assert relative_error(out, want) < TOLERANCE[dtype]
+        torch.testing.assert_close(lse, want_lse, atol=2e-3, rtol=0)
+        assert torch.equal(kept, keep.sum((2, 3)))
+
+    def test_index_lists(self, shape, causal, dtype):
+        q, k, v = draw(shape, dtype)
+        scale, grid = shape[-1] ** -0.5, BlockGrid(shape[1], shape[2], causal)
+        keep = torch.rand(shape[0], shape[3], grid.n_q, grid.n_k, device="cuda") < 0.4
+        lists = BlockLists.from_mask(keep)
+        out, _, kept = cuda.attend(q, k, v, softmax_scale=scale, causal=causal, block_lists=lists, return_stats=True)
+        want, _, listed = reference.attention(q, k, v, grid, softmax_scale=scale, blocks=lists)
+        assert relative_error(out, want) < TOLERANCE[dtype]
+        assert torch.equal(kept, listed.sum((2, 3)))
+
+    def test_block_maxima(self, shape, causal, dtype):
+        q, k, _ = draw(shape, dtype)
+        scale, grid = shape[-1] ** -0.5, BlockGrid(shape[1], shape[2], causal)
+        got = cuda.block_maxima(q, k, softmax_scale=scale, causal=causal)
+        group = shape[3] // shape[4]
+        scores = scale * torch.einsum("bqhd,bkhd->bhqk", q.float(), k.float().repeat_interleave(group, 2))
+        for i in range(grid.n_q):
+            for j in range(grid.n_k):
+                columns = slice(j * BLOCK_K, (j + 1) * BLOCK_K)
+                block = scores[:, :, grid.rows(i), columns]
+                seen = grid.entry_mask(i, range(j, j + 1), "cuda")[:, : block.shape[-1]]
+                want = block.masked_fill(~seen, -math.inf).amax((2, 3))
+                torch.testing.assert_close(got[:, :, i, j], want, atol=1e-3, rtol=0)
+
+
+@pytest.mark.gpu
+@pytest.mark.usefixtures("_gpu")
+class TestBehaviour:
+    shape = (2, 700, 900, 4, 2, 128)
+    scale = 128**-0.5
+
+    def attend(self, q, k, v, **options):
+        return cuda.attend(q, k, v, softmax_scale=self.scale, causal=True, **options)
+
+    @pytest.mark.parametrize("relative_to", ["max", "lse"])
+    @pytest.mark.parametrize("order", ["diagonal", "sink", "ascending"])
+    def test_a_relative_gate_of_minus_infinity_is_dense(self, order, relative_to):
+        q, k, v = draw(self.shape)
+        grid = BlockGrid(700, 900, causal=True)
+        gate = ResolvedGate(
+            torch.full((4, grid.n_q), -math.inf, device="cuda"),
+            torch.full((4,), -math.inf, device="cuda"),
+            relative_to,
+            order,
+            False,
+            False,
+        )
+        out, _, kept = self.attend(q, k, v, gate=gate, return_stats=True)
+        assert (kept == grid.total()).all()
+        assert relative_error(out, self.attend(q, k, v)[0].float()) < 4e-3
+
+    def test_it_repeats_to_the_bit_and_writes_everything(self):
+        q, k, v = draw(self.shape)
+        gate = absolute(BlockGrid(700, 900, causal=True), 4, 2.8)
+        outs = []
+        for _ in range(3):
+            poison = torch.full_like(q, math.nan)
+            del poison  # the allocator hands it out again as the output
+            outs.append(self.attend(q, k, v, gate=gate, return_lse=True)[:2])
+        assert all(torch.equal(x, y) for out in outs[1:] for x, y in zip(out, outs[0], strict=True))
+        assert outs[0][0].isfinite().all()
+
+    def test_a_nan_key_shows_where_dense_attention_shows_it(self):
+        q, k, v = draw(self.shape)
+        k[0, 100, 0] = math.nan
+        gate = absolute(BlockGrid(700, 900, causal=True), 4, math.inf)
+        out = self.attend(q, k, v, gate=gate)[0]
+        assert out[0, :, :2].isnan().all()
+        assert out[0, :, 2:].isfinite().all()
+        assert out[1].isfinite().all()
+
+    def test_packed_sequences_equal_the_same_sequences_alone(self):
+        lengths = [(300, 300), (1, 129), (500, 64)]
+        parts = [draw((1, n_q, n_k, 4, 2, 128)) for n_q, n_k in lengths]
+        q, k, v = (torch.cat([part[i][0] for part in parts]) for i in range(3))
+        cumulative = [
+            torch.tensor([0, *torch.tensor(lengths)[:, i].cumsum(0)], dtype=torch.int32, device="cuda") for i in (0, 1)
+        ]
+        gate = absolute(BlockGrid(500, 300), 4, 2.8)
+        out, lse, kept = cuda.attend_varlen(
+            q,
+            k,
+            v,
+            *cumulative,
+            500,
+            300,
+            softmax_scale=self.scale,
+            causal=True,
+            gate=gate,
+            return_lse=True,
+            return_stats=True,
+        )
+        start = 0
+        for i, (part, (n_q, n_k)) in enumerate(zip(parts, lengths, strict=True)):
+            alone = absolute(BlockGrid(n_q, n_k), 4, 2.8)
+            want, want_lse, want_kept = self.attend(*part, gate=alone, return_lse=True, return_stats=True)
+            assert torch.equal(out[start : start + n_q], want[0])
+            assert torch.equal(lse[:, start : start + n_q], want_lse[0])
+            assert torch.equal(kept[i], want_kept[0])
+            start += n_q
+
+    def test_it_compiles_whole_and_replays_in_a_graph(self):
+        q, k, v = draw(self.shape)
+        gate = absolute(BlockGrid(700, 900, causal=True), 4, 2.8)
+        want = self.attend(q, k, v, gate=gate)[0]
+        compiled = torch.compile(lambda q, k, v: self.attend(q, k, v, gate=gate)[0], fullgraph=True)
+        assert torch.equal(compiled(q, k, v), want)
+        graph = torch.cuda.CUDAGraph()
+        with torch.cuda.graph(graph):
+            out = self.attend(q, k, v, gate=gate)[0]
+        out.zero_()
+        graph.replay()
+        assert torch.equal(out, want)
+
+
+class TestRefusals:
+    def test_a_tensor_on_the_cpu(self):
+        with pytest.raises(InputError, match="CUDA device"):
+            cuda.check(torch.empty(1, 1, 1, 64))
+
+    @pytest.mark.gpu
+    @pytest.mark.usefixtures("_gpu")
+    def test_a_head_size_and_a_dtype_it_does_not_serve(self):
+        with pytest.raises(InputError, match="head sizes 64 and 128"):
+            cuda.check(torch.empty(1, 1, 1, 96, device="cuda", dtype=torch.bfloat16))
+        with pytest.raises(InputError, match="float32"):
+            cuda.check(torch.empty(1, 1, 1, 64, device="cuda"))
