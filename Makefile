@@ -53,8 +53,9 @@ lint: $(READY) ## ruff and mypy
 	$(PY) -m ruff format --check .
 	$(PY) -m mypy
 
-notebooks: $(READY) ## run the notebooks on the records in results/
-	$(PY) -m jupyter execute --inplace notebooks/*.ipynb
+notebooks: $(READY) ## run the notebooks on the records in results/, into results/notebooks/
+	@mkdir -p $(RESULTS)/notebooks
+	$(PY) -m jupyter execute --output='$(abspath $(RESULTS))/notebooks/{notebook_name}.ipynb' notebooks/*.ipynb
 
 clean: ## remove the environment and the caches; results stay
 	rm -rf .venv .pytest_cache .mypy_cache .ruff_cache .hypothesis

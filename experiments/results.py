@@ -68,7 +68,8 @@ def _section(digest: str, runs: list[tuple[dict[str, Any], list[dict[str, Any]]]
     joined.loc[alike, "calibration"] = (joined["calibration"] + " #" + joined["settings"]).str.strip()
     model, task = runs[0][0]["model"], runs[0][0]["task"]
     devices = ", ".join(sorted(joined["device"].unique()))
-    title = f"{task['name']}, {model['name']}, {model['dtype']}, {devices}"
+    lengths = ", ".join(map(str, task["lengths"]))
+    title = f"{task['name']} at {lengths} tokens, {model['name']}, {model['dtype']}, {devices}"
     return Section(title, f"{task['name']}-{model['name']}-{digest}", joined)
 
 
