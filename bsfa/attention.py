@@ -180,11 +180,10 @@ def attend_varlen(
     if len(queries) != len(keys):
         raise InputError(f"cu_seqlens_q is for {len(queries)} sequences, cu_seqlens_k for {len(keys)}")
     parts = [attend(q[a][None], k[b][None], v[b][None], **options) for a, b in zip(queries, keys, strict=True)]
+    lses = [part.lse[0] for part in parts if part.lse is not None]
     return Attended(
         torch.cat([part.out[0] for part in parts]),
-        torch.cat([part.lse[0] for part in parts if part.lse is not None], dim=-1)
-        if options.get("return_lse")
-        else None,
+        torch.cat(lses, dim=-1) if lses else None,
         SkipStats(torch.cat([part.stats.kept for part in parts]), torch.cat([part.stats.total for part in parts])),
     )
 

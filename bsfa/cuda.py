@@ -117,23 +117,8 @@ def attend(
     lse : fp32 (B, Hq, Sq), or None
     kept : int64 (B, Hq), the blocks kept, or None
     """
-    out, lse, kept = torch.ops.bsfa.attention(
-        q,
-        k,
-        v,
-        None,
-        None,
-        q.shape[1],
-        k.shape[1],
-        *_gate_arguments(gate),
-        block_lists.indices if block_lists else None,
-        block_lists.counts if block_lists else None,
-        softmax_scale,
-        causal,
-        return_lse,
-        return_stats,
-    )
-    return out, lse if return_lse else None, kept if return_stats else None
+    lengths = (None, None, q.shape[1], k.shape[1])
+    return _attend(q, k, v, lengths, gate, block_lists, softmax_scale, causal, return_lse, return_stats)
 
 
 def attend_varlen(
@@ -171,23 +156,8 @@ def attend_varlen(
     lse : fp32 (Hq, total_q), or None
     kept : int64 (B, Hq), or None
     """
-    out, lse, kept = torch.ops.bsfa.attention(
-        q,
-        k,
-        v,
-        cu_seqlens_q,
-        cu_seqlens_k,
-        max_seqlen_q,
-        max_seqlen_k,
-        *_gate_arguments(gate),
-        block_lists.indices if block_lists else None,
-        block_lists.counts if block_lists else None,
-        softmax_scale,
-        causal,
-        return_lse,
-        return_stats,
-    )
-    return out, lse if return_lse else None, kept if return_stats else None
+    lengths = (cu_seqlens_q, cu_seqlens_k, max_seqlen_q, max_seqlen_k)
+    return _attend(q, k, v, lengths, gate, block_lists, softmax_scale, causal, return_lse, return_stats)
 
 
 def block_maxima(q: Tensor, k: Tensor, *, softmax_scale: float, causal: bool) -> Tensor:
@@ -199,6 +169,35 @@ def block_maxima(q: Tensor, k: Tensor, *, softmax_scale: float, causal: bool) ->
     k : (B, Sk, Hkv, D)
     """
     return torch.ops.bsfa.block_maxima(q, k, softmax_scale, causal)
+
+
+def _attend(
+    q: Tensor,
+    k: Tensor,
+    v: Tensor,
+    lengths: tuple[Tensor | None, Tensor | None, int, int],
+    gate: ResolvedGate | None,
+    block_lists: BlockLists | None,
+    softmax_scale: float,
+    causal: bool,
+    return_lse: bool,
+    return_stats: bool,
+) -> tuple[Tensor, Tensor | None, Tensor | None]:
+    """The op, with None for what was not asked for. ``lengths``: cumulative ones where packed, and the longest."""
+    out, lse, kept = torch.ops.bsfa.attention(
+        q,
+        k,
+        v,
+        *lengths,
+        *_gate_arguments(gate),
+        block_lists.indices if block_lists else None,
+        block_lists.counts if block_lists else None,
+        softmax_scale,
+        causal,
+        return_lse,
+        return_stats,
+    )
+    return out, lse if return_lse else None, kept if return_stats else None
 
 
 def _gate_arguments(gate: ResolvedGate | None) -> tuple[Tensor | None, Tensor | None, int, bool, bool, bool]:

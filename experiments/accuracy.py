@@ -108,6 +108,7 @@ class Bench:
         self.backend = backend
         self.device = device
         self.clock: Clock = clock_for(device)
+        self.place = {"backend": pick_backend(backend, device), "device": environment.device_name(device)}
         self.process = uuid.uuid4().hex[:8]  # times are compared within one process alone
 
     def measure(self, lanes: Sequence[Lane]) -> None:
@@ -150,9 +151,8 @@ class Bench:
             "process": self.process,
             "peak_memory_bytes": environment.peak_memory(self.device),
             "method": lane.variant.label,
-            "calibration": lane.variant.identity()["calibration"],
-            "backend": pick_backend(self.backend, self.device),
-            "device": environment.device_name(self.device),
+            "calibration": lane.variant.calibration(),
+            **self.place,
         }
 
     def _answer(self, sample: Sample, method: Method):

@@ -50,7 +50,7 @@ class Variant:
     @property
     def label(self) -> str:
         """What stands in logs: ``bsfa k=8 (prose)``."""
-        data = self._calibration().get("data")
+        data = self.calibration().get("data")
         return " ".join(part for part in (self.kind.name, self.strength, f"({data})" if data else "") if part)
 
     def identity(self) -> dict[str, Any]:
@@ -60,10 +60,11 @@ class Variant:
             "version": self.kind.version,
             "strength": self.strength,
             "parameters": self._parameters(),
-            "calibration": self._calibration(),
+            "calibration": self.calibration(),
         }
 
-    def _calibration(self) -> dict[str, Any]:
+    def calibration(self) -> dict[str, Any]:
+        """What the method was calibrated on; empty where it was not."""
         match self.source:
             case ThresholdFile() as file:
                 return {"id": file.digest, **file.identity["calibration"]}

@@ -19,21 +19,21 @@ CHAT_TEMPLATE = (
 )
 
 
+SIZES = {
+    "vocab_size": 128,
+    "hidden_size": 64,
+    "intermediate_size": 64,
+    "num_hidden_layers": 2,
+    "num_attention_heads": 4,
+    "num_key_value_heads": 2,
+    "bos_token_id": 1,
+    "eos_token_id": 2,
+}
+
+
 def tiny_config(**changes) -> LlamaConfig:
-    """Two layers, four query heads on two KV heads, head size 16."""
-    options = {
-        "vocab_size": 128,
-        "hidden_size": 64,
-        "intermediate_size": 64,
-        "num_hidden_layers": 2,
-        "num_attention_heads": 4,
-        "num_key_value_heads": 2,
-        "max_position_embeddings": 2048,
-        "initializer_range": 0.2,  # scores far enough apart to be gated
-        "bos_token_id": 1,
-        "eos_token_id": 2,
-    }
-    return LlamaConfig(**(options | changes))
+    """Two layers, four query heads on two KV heads, head size 16, scores far enough apart to be gated."""
+    return LlamaConfig(**(SIZES | {"max_position_embeddings": 2048, "initializer_range": 0.2} | changes))
 
 
 def tiny_tokenizer() -> PreTrainedTokenizerFast:

@@ -28,19 +28,10 @@ from bsfa import InputError, Thresholds
 from bsfa.clock import WallClock
 from bsfa.methods import Bsfa, Dense, Sdpa, StreamingLLM
 from bsfa.model import fingerprint
+from tests import conftest
 from tests.conftest import tiny_config
 
-SIZES = {
-    "vocab_size": 128,
-    "hidden_size": 64,
-    "intermediate_size": 64,
-    "num_hidden_layers": 2,
-    "num_attention_heads": 4,
-    "num_key_value_heads": 2,
-    "pad_token_id": 0,
-    "bos_token_id": 1,
-    "eos_token_id": 2,
-}
+SIZES = conftest.SIZES | {"pad_token_id": 0}
 SLIDING = {"sliding_window": 70, "layer_types": ["sliding_attention", "full_attention"]}
 CONFIGS = {
     "llama, head size 128": tiny_config(head_dim=128),
