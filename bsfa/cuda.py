@@ -4,16 +4,14 @@ Three calls: `attend` (dense, gated or by index lists), `attend_varlen` (packed 
 calibration). All of them run on the current stream of the tensors' device, never wait for the GPU, and may be traced
 by ``torch.compile`` or captured in a CUDA graph (after a first call, which compiles and loads the kernel).
 
-Decisions are made two key blocks at a time, in the order of visit: both are decided against the running statistic
-``r[row]`` from before the pair.
+`KERNELS` lists the kernels, the better ones first; a call takes the first that serves its device, or the one it names.
 """
 
 from __future__ import annotations
 
-import ctypes
 import math
-import struct
-from functools import cache, lru_cache
+from functools import cache
+from typing import Any
 
 import torch
 from torch import Tensor
@@ -22,54 +20,17 @@ from bsfa import nvrtc
 from bsfa.blocks import BLOCK_K, BLOCK_Q, BlockLists
 from bsfa.errors import InputError
 from bsfa.gates import ResolvedGate
+from bsfa.launch import DTYPES, ORDERS, Kernel
+from bsfa.launch_sm80 import SM80
+from bsfa.launch_sm90 import SM90A
 
+KERNELS = {kernel.name: kernel for kernel in (SM90A, SM80)}
 HEAD_SIZES = (64, 128)
-DTYPES = {torch.bfloat16: "bsfa::bf16", torch.float16: "bsfa::fp16"}
-ORDERS = {"diagonal": 0, "sink": 1, "ascending": 2}
 MODES = ("all", "gate_max", "gate_lse", "maxima")
-THREADS = 384
-PANEL = 64  # columns of a 128-byte-swizzled panel
 
 
-class Arguments(ctypes.Structure):
-    """`bsfa::Arguments` of ``kernels/attention_sm90a.cu``, field by field."""
-
-    _fields_ = (
-        ("q", ctypes.c_uint64 * 16),
-        ("k_step", ctypes.c_uint64 * 16),
-        ("k_block", ctypes.c_uint64 * 16),
-        ("v", ctypes.c_uint64 * 16),
-        ("out", ctypes.c_void_p),
-        ("lse", ctypes.c_void_p),
-        ("kept", ctypes.c_void_p),
-        ("maxima", ctypes.c_void_p),
-        ("threshold", ctypes.c_void_p),
-        ("relative", ctypes.c_void_p),
-        ("indices", ctypes.c_void_p),
-        ("counts", ctypes.c_void_p),
-        ("cu_q", ctypes.c_void_p),
-        ("cu_k", ctypes.c_void_p),
-        ("threshold_head_stride", ctypes.c_int64),
-        ("threshold_row_stride", ctypes.c_int64),
-        ("threshold_rows", ctypes.c_int32),
-        ("list_width", ctypes.c_int32),
-        ("batch", ctypes.c_int32),
-        ("q_heads", ctypes.c_int32),
-        ("kv_heads", ctypes.c_int32),
-        ("q_length", ctypes.c_int32),
-        ("k_length", ctypes.c_int32),
-        ("total_q", ctypes.c_int32),
-        ("causal", ctypes.c_int32),
-        ("keep_diagonal", ctypes.c_int32),
-        ("keep_first", ctypes.c_int32),
-        ("order", ctypes.c_int32),
-        ("scale", ctypes.c_float),
-        ("padding", ctypes.c_int32 * 11),  # to the struct's alignment of 64
-    )
-
-
-def check(q: Tensor) -> None:
-    """One clear error where this backend cannot serve a tensor like ``q``.
+def check(q: Tensor, kernel: str | None = None) -> None:
+    """One clear error where this backend, or one kernel of it, cannot serve a tensor like ``q``.
 
     Raises
     ------
@@ -78,7 +39,7 @@ def check(q: Tensor) -> None:
     """
     if q.device.type != "cuda":
         raise InputError(f"backend 'cuda' needs tensors on a CUDA device, got {q.device}; move them or use 'reference'")
-    _arch(q.device)
+    _pick(q.device, kernel)
     if q.dtype not in DTYPES:
         raise InputError(f"backend 'cuda' serves bfloat16 and float16, got {q.dtype}; cast or use 'reference'")
     if q.shape[-1] not in HEAD_SIZES:
@@ -98,6 +59,7 @@ def attend(
     block_lists: BlockLists | None = None,
     return_lse: bool = False,
     return_stats: bool = False,
+    kernel: str | None = None,
 ) -> tuple[Tensor, Tensor | None, Tensor | None]:
     """Block-sparse attention.
 
@@ -110,6 +72,8 @@ def attend(
         With one threshold a head and query block of this call, fp32 (Hq, n_q).
     block_lists : BlockLists, optional
         Visit these blocks instead of every visible one, without a gate.
+    kernel : str, optional
+        One of `KERNELS` by name, for tests and benchmarks; by default the best for the device.
 
     Returns
     -------
@@ -118,7 +82,7 @@ def attend(
     kept : int64 (B, Hq), the blocks kept, or None
     """
     lengths = (None, None, q.shape[1], k.shape[1])
-    return _attend(q, k, v, lengths, gate, block_lists, softmax_scale, causal, return_lse, return_stats)
+    return _attend(q, k, v, lengths, gate, block_lists, softmax_scale, causal, return_lse, return_stats, kernel)
 
 
 def attend_varlen(
@@ -136,6 +100,7 @@ def attend_varlen(
     block_lists: BlockLists | None = None,
     return_lse: bool = False,
     return_stats: bool = False,
+    kernel: str | None = None,
 ) -> tuple[Tensor, Tensor | None, Tensor | None]:
     """`attend` over packed sequences.
 
@@ -157,10 +122,10 @@ def attend_varlen(
     kept : int64 (B, Hq), or None
     """
     lengths = (cu_seqlens_q, cu_seqlens_k, max_seqlen_q, max_seqlen_k)
-    return _attend(q, k, v, lengths, gate, block_lists, softmax_scale, causal, return_lse, return_stats)
+    return _attend(q, k, v, lengths, gate, block_lists, softmax_scale, causal, return_lse, return_stats, kernel)
 
 
-def block_maxima(q: Tensor, k: Tensor, *, softmax_scale: float, causal: bool) -> Tensor:
+def block_maxima(q: Tensor, k: Tensor, *, softmax_scale: float, causal: bool, kernel: str | None = None) -> Tensor:
     """The largest visible scaled score of every block: fp32 (B, Hq, n_q, n_k), -inf where nothing is visible.
 
     Parameters
@@ -168,7 +133,7 @@ def block_maxima(q: Tensor, k: Tensor, *, softmax_scale: float, causal: bool) ->
     q : bf16 or fp16 (B, Sq, Hq, D)
     k : (B, Sk, Hkv, D)
     """
-    return torch.ops.bsfa.block_maxima(q, k, softmax_scale, causal)
+    return torch.ops.bsfa.block_maxima(q, k, softmax_scale, causal, kernel)
 
 
 def _attend(
@@ -182,6 +147,7 @@ def _attend(
     causal: bool,
     return_lse: bool,
     return_stats: bool,
+    kernel: str | None,
 ) -> tuple[Tensor, Tensor | None, Tensor | None]:
     """The op, with None for what was not asked for. ``lengths``: cumulative ones where packed, and the longest."""
     out, lse, kept = torch.ops.bsfa.attention(
@@ -196,6 +162,7 @@ def _attend(
         causal,
         return_lse,
         return_stats,
+        kernel,
     )
     return out, lse if return_lse else None, kept if return_stats else None
 
@@ -230,14 +197,17 @@ def _attention(
     causal: bool,
     return_lse: bool,
     return_stats: bool,
+    kernel: str | None,
 ) -> tuple[Tensor, Tensor, Tensor]:
     out, lse, kept = _outputs(q, cu_seqlens_q, return_lse, return_stats)
     if out.numel() == 0:
         return out, lse, kept
     if k.numel() == 0:
         return out.zero_(), lse.fill_(-math.inf), kept
-    q, k, v = _tileable(q), _tileable(k), _tileable(v)
-    a = _arguments(q, k, v, softmax_scale, causal, max_seqlen_q, max_seqlen_k)
+    picked = _pick(q.device, kernel)
+    q, k, v = picked.prepare(q), picked.prepare(k), picked.prepare(v)
+    arguments = picked.arguments(q, k, v)
+    a = _describe(arguments, q, k, softmax_scale, causal, max_seqlen_q, max_seqlen_k)
     a.out = out.data_ptr()
     a.lse = lse.data_ptr() if return_lse else None
     a.kept = kept.data_ptr() if return_stats else None
@@ -256,25 +226,27 @@ def _attention(
     if indices is not None and counts is not None:
         indices, counts = _int32(indices), _int32(counts)
         a.indices, a.counts, a.list_width = indices.data_ptr(), counts.data_ptr(), indices.shape[-1]
-    _launch(a, q, mode)
+    picked.launch(arguments, q, mode)
     return out, lse, kept
 
 
 def _attention_fake(q, k, v, cu_seqlens_q, cu_seqlens_k, max_seqlen_q, max_seqlen_k, *options):
-    return _outputs(q, cu_seqlens_q, *options[-2:])
+    return _outputs(q, cu_seqlens_q, *options[-3:-1])
 
 
-def _block_maxima(q: Tensor, k: Tensor, softmax_scale: float, causal: bool) -> Tensor:
+def _block_maxima(q: Tensor, k: Tensor, softmax_scale: float, causal: bool, kernel: str | None) -> Tensor:
     maxima = _maxima_output(q, k).fill_(-math.inf)
     if q.numel() and k.numel():
-        q, k = _tileable(q), _tileable(k)
-        a = _arguments(q, k, k, softmax_scale, causal, q.shape[1], k.shape[1])
+        picked = _pick(q.device, kernel)
+        q, k = picked.prepare(q), picked.prepare(k)
+        arguments = picked.arguments(q, k, k)
+        a = _describe(arguments, q, k, softmax_scale, causal, q.shape[1], k.shape[1])
         a.maxima = maxima.data_ptr()
-        _launch(a, q, "maxima")
+        picked.launch(arguments, q, "maxima")
     return maxima
 
 
-def _block_maxima_fake(q, k, softmax_scale, causal):
+def _block_maxima_fake(q, k, softmax_scale, causal, kernel):
     return _maxima_output(q, k)
 
 
@@ -311,127 +283,36 @@ def _maxima_output(q: Tensor, k: Tensor) -> Tensor:
     return torch.empty(shape, dtype=torch.float32, device=q.device)
 
 
-# ---- the launch ------------------------------------------------------------------------------------------------
-
-
-def _arguments(
-    q: Tensor, k: Tensor, v: Tensor, softmax_scale: float, causal: bool, q_length: int, k_length: int
-) -> Arguments:
-    a = Arguments()
-    maps = _tensor_maps(_view(q), _view(k), _view(v))
-    ctypes.memmove(ctypes.addressof(a), maps, len(maps))  # q, k_step, k_block, v come first
+def _describe(
+    arguments: Any, q: Tensor, k: Tensor, softmax_scale: float, causal: bool, q_length: int, k_length: int
+) -> Any:
+    """The `Call` of a kernel's argument, with what every call says."""
+    a = arguments.call
     a.batch, a.q_heads, a.kv_heads = q.shape[0], q.shape[-2], k.shape[-2]
     a.q_length, a.k_length = q_length, k_length
     a.causal, a.scale = causal, softmax_scale
     return a
 
 
-def _launch(a: Arguments, q: Tensor, mode: str) -> None:
-    driver, _ = nvrtc.bindings()
-    with torch.cuda.device(q.device):
-        kernel, shared_bytes = _kernel(q.device, q.dtype, q.shape[-1], mode)
-        pointer = ctypes.c_void_p(ctypes.addressof(a))
-        grid = a.batch * a.q_heads * -(-a.q_length // BLOCK_Q)
-        stream = torch.cuda.current_stream(q.device).cuda_stream
-        (status,) = driver.cuLaunchKernel(
-            kernel, grid, 1, 1, THREADS, 1, 1, shared_bytes, stream, ctypes.addressof(pointer), 0
-        )
-    if status.value != 0:
-        raise RuntimeError(f"launching the attention kernel failed: {status.name}")
-
-
-@cache
-def _kernel(device: torch.device, dtype: torch.dtype, head_size: int, mode: str):
-    """A loaded kernel and the dynamic shared memory of its launch."""
-    shared_bytes = _shared_bytes(head_size)
-    instantiation = instantiate(dtype, head_size, mode)
-    return nvrtc.load_kernel(
-        nvrtc.compile_kernel("attention_sm90a.cu", instantiation, _arch(device)), shared_bytes
-    ), shared_bytes
-
-
-def instantiate(dtype: torch.dtype, head_size: int, mode: str) -> str:
-    """The C++ name of one kernel."""
-    return f"bsfa::attention<{DTYPES[dtype]}, {head_size}, bsfa::Mode::{mode}>"
-
-
-def _shared_bytes(head_size: int) -> int:
-    """`bsfa::Layout<D>`: Q, four steps of K, four blocks of V, a KiB for the rest, and one to align the start."""
-    return 2 * head_size * (128 + 4 * 128 + 4 * 64) + 1024 + 1024
-
-
-@cache
-def _arch(device: torch.device) -> str:
-    major, minor = torch.cuda.get_device_capability(device)
-    if major != 9:
-        name = torch.cuda.get_device_name(device)
-        raise InputError(f"backend 'cuda' serves compute capability 9.0, {name} has {major}.{minor}; use 'reference'")
-    return "sm_90a"
-
-
 def _int32(x: Tensor) -> Tensor:
     return x.to(torch.int32).contiguous()
 
 
-def _tileable(x: Tensor) -> Tensor:
-    """x itself where the copy engine can read it, else a contiguous copy."""
-    return x if x.data_ptr() % 16 == 0 and _tiles(x.shape, x.stride(), x.element_size()) else x.contiguous()
+@cache
+def _pick(device: torch.device, name: str | None) -> Kernel:
+    """The kernel for a device: the named one, or the first that serves it.
 
-
-@lru_cache(maxsize=4096)
-def _tiles(shape: tuple[int, ...], strides: tuple[int, ...], element: int) -> bool:
-    outer = zip(shape[:-1], strides[:-1], strict=True)
-    return strides[-1] == 1 and all(n == 1 or (s > 0 and s * element % 16 == 0) for n, s in outer)
-
-
-View = tuple[int, torch.dtype, tuple[int, ...], tuple[int, ...]]
-
-
-def _view(x: Tensor) -> View:
-    """Pointer, dtype, shape and strides: all that a tensor map depends on."""
-    return x.data_ptr(), x.dtype, x.shape, x.stride()
-
-
-@lru_cache(maxsize=4096)
-def _tensor_maps(q: View, k: View, v: View) -> bytes:
-    """The four maps at the head of `Arguments`. A pure function, so that a pointer seen before costs a look-up."""
-    panels = q[2][-1] // PANEL
-    boxes = ((q, BLOCK_Q, panels), (k, 2 * BLOCK_K, panels), (k, BLOCK_K, 1), (v, BLOCK_K, panels))
-    return b"".join(_tensor_map(*box) for box in boxes)
-
-
-def _tensor_map(view: View, rows: int, panels: int) -> bytes:
-    """A tensor map over (B, S, H, D) or (S, H, D): axes of 64 columns, rows, panels, heads, batch; 128-byte swizzle."""
-    pointer, dtype, shape, strides = view
-    batch, batch_stride = (shape[0], strides[0]) if len(shape) == 4 else (1, 0)
-    (length, heads, size), (row_stride, head_stride, _) = shape[-3:], strides[-3:]
-    sizes = (PANEL, length, size // PANEL, heads, batch)
-    # The stride of an axis of one element is never used; any valid one will do.
-    byte_strides = [
-        stride * dtype.itemsize if n > 1 else 16
-        for n, stride in zip(sizes[1:], (row_stride, PANEL, head_stride, batch_stride), strict=True)
-    ]
-    driver, _ = nvrtc.bindings()
-    types = driver.CUtensorMapDataType
-    element = {
-        torch.bfloat16: types.CU_TENSOR_MAP_DATA_TYPE_BFLOAT16,
-        torch.float16: types.CU_TENSOR_MAP_DATA_TYPE_FLOAT16,
-    }
-    status, tensor_map = driver.cuTensorMapEncodeTiled(
-        element[dtype],
-        len(sizes),
-        pointer,
-        [driver.cuuint64_t(n) for n in sizes],
-        [driver.cuuint64_t(n) for n in byte_strides],
-        [driver.cuuint32_t(n) for n in (PANEL, rows, panels, 1, 1)],
-        [driver.cuuint32_t(1)] * len(sizes),
-        driver.CUtensorMapInterleave.CU_TENSOR_MAP_INTERLEAVE_NONE,
-        driver.CUtensorMapSwizzle.CU_TENSOR_MAP_SWIZZLE_128B,
-        driver.CUtensorMapL2promotion.CU_TENSOR_MAP_L2_PROMOTION_L2_256B,
-        driver.CUtensorMapFloatOOBfill.CU_TENSOR_MAP_FLOAT_OOB_FILL_NONE,
-    )
-    if status.value != 0:
-        raise RuntimeError(
-            f"encoding a tensor map failed: {status.name}; sizes {sizes}, strides in bytes {byte_strides}"
-        )
-    return struct.pack("16Q", *(int(word) for word in tensor_map.opaque))
+    Raises
+    ------
+    InputError
+        No such kernel, or none for the device.
+    """
+    if name is not None and name not in KERNELS:
+        raise InputError(f"kernel {name!r} is none of {', '.join(KERNELS)}")
+    capability = torch.cuda.get_device_capability(device)
+    for kernel in KERNELS.values():
+        if name in (None, kernel.name) and kernel.serves(*capability):
+            return kernel
+    asked = f"kernel {name!r} does not serve" if name else "backend 'cuda' needs compute capability 8.0 or newer, not"
+    major, minor = capability
+    raise InputError(f"{asked} {torch.cuda.get_device_name(device)} ({major}.{minor}); use 'reference'")

@@ -2,7 +2,7 @@
 
 No compiler and no GPU is needed to compile: NVRTC is a library, found through cuda-bindings in the wheel that every
 CUDA build of PyTorch brings. Cubins are kept under ``$XDG_CACHE_HOME/bsfa`` (``~/.cache/bsfa``) by a hash of the
-sources, the options, the instantiation and NVRTC's version.
+sources, the options, the instantiation, and the versions of NVRTC and of the driver.
 """
 
 from __future__ import annotations
@@ -81,8 +81,8 @@ def compile_kernel(source: str, instantiation: str, arch: str, use_cache: bool =
     _, nvrtc = bindings()
     files = sources()
     options = (*OPTIONS, f"--gpu-architecture={arch}")
-    version = _done(nvrtc, nvrtc.nvrtcVersion())
-    key = hashlib.sha256(repr((source, instantiation, options, version, sorted(files.items()))).encode()).hexdigest()
+    versions = nvrtc.nvrtcVersion()[1:], _driver_version()
+    key = hashlib.sha256(repr((source, instantiation, options, versions, sorted(files.items()))).encode()).hexdigest()
     path = cache_folder() / f"{key[:32]}.cubin"
     if use_cache and (cached := _read(path)):
         return cached
@@ -109,6 +109,15 @@ def load_kernel(cubin: Cubin, shared_bytes: int) -> Any:
     attribute = driver.CUfunction_attribute.CU_FUNC_ATTRIBUTE_MAX_DYNAMIC_SHARED_SIZE_BYTES
     _done(driver, driver.cuFuncSetAttribute(kernel, attribute, shared_bytes))
     return kernel
+
+
+def _driver_version() -> int:
+    """What the installed driver supports, such as 13000; 0 on a machine without one."""
+    driver, _ = bindings()
+    try:
+        return _done(driver, driver.cuDriverGetVersion())
+    except RuntimeError:
+        return 0
 
 
 def _compile(nvrtc: Any, files: dict[str, str], source: str, instantiation: str, options: tuple[str, ...]) -> Cubin:

@@ -76,6 +76,7 @@ class Grid:
     dtype: str
     repeats: int
     seed: int
+    kernel: str | None
 
     def __post_init__(self) -> None:
         checks.counts("kernel.lengths", list(self.lengths))
@@ -87,6 +88,7 @@ class Grid:
             ("baselines", self.baselines, BASELINES),
             ("head_sizes", self.head_sizes, cuda.HEAD_SIZES),
             ("dtype", [self.dtype], ("bfloat16", "float16")),
+            ("kernel", [self.kernel], (None, *cuda.KERNELS)),
         ):
             if unknown := [value for value in values if value not in known]:
                 raise InputError(f"kernel.{name}: {unknown} is none of {', '.join(map(str, known))}")
@@ -140,7 +142,7 @@ def measure(shape: Shape, skips: Sequence[float], grid: Grid, device: torch.devi
     q, k, v = draw(shape, grid, device)
     scale = shape.head_size**-0.5
     blocks = BlockGrid(shape.length, shape.length, causal=True)
-    maxima = cuda.block_maxima(q, k, softmax_scale=scale, causal=True)
+    maxima = cuda.block_maxima(q, k, softmax_scale=scale, causal=True, kernel=grid.kernel)
     baselines = {name: kernel for name in grid.baselines if (kernel := _baseline(name, q, k, v)) is not None}
     for skip in skips:
         cut = threshold(maxima, skip)
@@ -149,7 +151,9 @@ def measure(shape: Shape, skips: Sequence[float], grid: Grid, device: torch.devi
         )
 
         def gated(gate: ResolvedGate = gate, stats: bool = False) -> tuple[Tensor, Tensor | None, Tensor | None]:
-            return cuda.attend(q, k, v, softmax_scale=scale, causal=True, gate=gate, return_stats=stats)
+            return cuda.attend(
+                q, k, v, softmax_scale=scale, causal=True, gate=gate, return_stats=stats, kernel=grid.kernel
+            )
 
         kept = gated(stats=True)[2]
         assert kept is not None

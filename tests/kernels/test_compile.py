@@ -7,7 +7,7 @@ import re
 import pytest
 import torch
 
-from bsfa import cuda, nvrtc
+from bsfa import cuda, launch, nvrtc
 from bsfa.errors import InputError
 
 try:
@@ -18,30 +18,64 @@ except InputError as error:
 SERIALISED = re.compile(r"C75\d\d")  # ptxas' family of "wgmma serialised" and "wait injected" remarks
 
 
+# What every instantiation is compiled for: the sm80 kernel at its lowest, and where it stands in for another.
+TARGETS = [("sm90a", "sm_90a"), ("sm80", "sm_80"), ("sm80", "sm_90")]
+
+
 @pytest.mark.parametrize("mode", cuda.MODES)
 @pytest.mark.parametrize("head_size", cuda.HEAD_SIZES)
 @pytest.mark.parametrize("dtype", cuda.DTYPES, ids=str)
-def test_every_instantiation_compiles_without_spills_or_serialised_wgmma(dtype, head_size, mode):
-    instantiation = cuda.instantiate(dtype, head_size, mode)
-    cubin = nvrtc.compile_kernel("attention_sm90a.cu", instantiation, "sm_90a", use_cache=False)
+@pytest.mark.parametrize(("kernel", "arch"), TARGETS)
+def test_every_instantiation_compiles_without_spills_or_serialised_wgmma(kernel, arch, dtype, head_size, mode):
+    instantiation = launch.instantiate(dtype, head_size, mode)
+    cubin = nvrtc.compile_kernel(cuda.KERNELS[kernel].source, instantiation, arch, use_cache=False)
     assert cubin.image.startswith(b"\x7fELF")
     assert " 0 bytes spill stores, 0 bytes spill loads" in cubin.log, cubin.log
     assert not SERIALISED.search(cubin.log), cubin.log
 
 
+@pytest.mark.parametrize("arch", ["sm_86", "sm_89", "sm_100", "sm_120"])
+def test_the_sm80_kernel_compiles_for_later_chips(arch):
+    instantiation = launch.instantiate(torch.bfloat16, 128, "gate_max")
+    assert nvrtc.compile_kernel(cuda.KERNELS["sm80"].source, instantiation, arch, use_cache=False).name
+
+
+@pytest.mark.parametrize(
+    ("capability", "name", "arch"),
+    [((8, 0), "sm80", "sm_80"), ((8, 9), "sm80", "sm_89"), ((9, 0), "sm90a", "sm_90a"), ((12, 0), "sm80", "sm_120")],
+)
+def test_a_chip_gets_its_kernel(capability, name, arch):
+    kernel = next(kernel for kernel in cuda.KERNELS.values() if kernel.serves(*capability))
+    assert (kernel.name, kernel.arch(*capability)) == (name, arch)
+
+
+def test_no_kernel_serves_a_chip_older_than_ampere():
+    assert not any(kernel.serves(7, 5) for kernel in cuda.KERNELS.values())
+
+
+@pytest.mark.parametrize("kernel", cuda.KERNELS.values(), ids=lambda kernel: kernel.name)
+def test_a_kernel_reads_rows_of_any_stride_that_keeps_them_aligned(kernel):
+    assert kernel.readable((2, 100, 4, 64), (25600, 256, 64, 1), 2)
+    assert kernel.readable((2, 100, 4, 64), (25600, 64, 6400, 1), 2)
+    assert not kernel.readable((2, 100, 4, 64), (25604, 260, 65, 1), 2)
+    assert not kernel.readable((2, 100, 4, 64), (25600, 256, 1, 4), 2)
+
+
 def test_a_cubin_comes_back_from_the_disk_cache(tmp_path, monkeypatch):
     monkeypatch.setenv("XDG_CACHE_HOME", str(tmp_path))
-    instantiation = cuda.instantiate(torch.bfloat16, 64, "maxima")
-    first = nvrtc.compile_kernel("attention_sm90a.cu", instantiation, "sm_90a")
-    again = nvrtc.compile_kernel("attention_sm90a.cu", instantiation, "sm_90a")
+    instantiation = launch.instantiate(torch.bfloat16, 64, "maxima")
+    first = nvrtc.compile_kernel("attention_sm80.cu", instantiation, "sm_80")
+    again = nvrtc.compile_kernel("attention_sm80.cu", instantiation, "sm_80")
     assert (first.image, first.name) == (again.image, again.name)
     assert first.log
     assert not again.log
+    monkeypatch.setattr(nvrtc, "_driver_version", lambda: 99999)
+    assert nvrtc.compile_kernel("attention_sm80.cu", instantiation, "sm_80").log  # another driver, another cubin
 
 
 def test_a_refused_source_shows_the_compilers_words():
     with pytest.raises(RuntimeError, match="no_such_mode"):
-        nvrtc.compile_kernel("attention_sm90a.cu", "bsfa::no_such_mode", "sm_90a", use_cache=False)
+        nvrtc.compile_kernel("attention_sm80.cu", "bsfa::no_such_mode", "sm_80", use_cache=False)
 
 
 def test_the_sources_need_no_header_of_anyone_elses():

@@ -1,0 +1,133 @@
+"""What the kernels of every GPU generation have in common on the host: the call's share of the argument, the launch.
+
+A generation is a `Kernel`, one module each (`bsfa.launch_sm90`, `bsfa.launch_sm80`); `bsfa.cuda` picks.
+"""
+
+from __future__ import annotations
+
+import ctypes
+from collections.abc import Callable
+from dataclasses import dataclass
+from functools import cache, lru_cache
+from typing import Any
+
+import torch
+from torch import Tensor
+
+from bsfa import nvrtc
+from bsfa.blocks import BLOCK_Q
+
+DTYPES = {torch.bfloat16: "bsfa::bf16", torch.float16: "bsfa::fp16"}
+ORDERS = {"diagonal": 0, "sink": 1, "ascending": 2}
+
+
+class Call(ctypes.Structure):
+    """`bsfa::Call` of ``kernels/work.cuh``, field by field."""
+
+    _fields_ = (
+        ("out", ctypes.c_void_p),
+        ("lse", ctypes.c_void_p),
+        ("kept", ctypes.c_void_p),
+        ("maxima", ctypes.c_void_p),
+        ("threshold", ctypes.c_void_p),
+        ("relative", ctypes.c_void_p),
+        ("indices", ctypes.c_void_p),
+        ("counts", ctypes.c_void_p),
+        ("cu_q", ctypes.c_void_p),
+        ("cu_k", ctypes.c_void_p),
+        ("threshold_head_stride", ctypes.c_int64),
+        ("threshold_row_stride", ctypes.c_int64),
+        ("threshold_rows", ctypes.c_int32),
+        ("list_width", ctypes.c_int32),
+        ("batch", ctypes.c_int32),
+        ("q_heads", ctypes.c_int32),
+        ("kv_heads", ctypes.c_int32),
+        ("q_length", ctypes.c_int32),
+        ("k_length", ctypes.c_int32),
+        ("total_q", ctypes.c_int32),
+        ("causal", ctypes.c_int32),
+        ("keep_diagonal", ctypes.c_int32),
+        ("keep_first", ctypes.c_int32),
+        ("order", ctypes.c_int32),
+        ("scale", ctypes.c_float),
+    )
+
+
+@dataclass(frozen=True)
+class Kernel:
+    """The kernel of one GPU generation.
+
+    Attributes
+    ----------
+    name : str
+        What callers ask for it by.
+    source : str
+        Its file in ``kernels/``.
+    serves : (major, minor) -> bool
+        Whether it runs at a compute capability.
+    arch : (major, minor) -> str
+        What to compile it for there.
+    threads : int
+        Of a CTA; one computes one query block of one head.
+    shared_bytes : head size -> int
+        Dynamic shared memory of a CTA.
+    readable : (shape, strides, bytes an element) -> bool
+        Whether it can read a tensor, given an address that is a multiple of 16; others are copied.
+    arguments : (q, k, v) -> Structure
+        Its argument with the tensors described and a `Call`, zeroed, as ``call``.
+    """
+
+    name: str
+    source: str
+    serves: Callable[[int, int], bool]
+    arch: Callable[[int, int], str]
+    threads: int
+    shared_bytes: Callable[[int], int]
+    readable: Callable[[tuple[int, ...], tuple[int, ...], int], bool]
+    arguments: Callable[[Tensor, Tensor, Tensor], Any]
+
+    def prepare(self, x: Tensor) -> Tensor:
+        """x itself where the kernel can read it, else a contiguous copy."""
+        if x.data_ptr() % 16 == 0 and _readable(self, x.shape, x.stride(), x.element_size()):
+            return x
+        return x.clone(memory_format=torch.contiguous_format)
+
+    def launch(self, arguments: Any, q: Tensor, mode: str) -> None:
+        """Put the kernel on the current stream of q's device."""
+        driver, _ = nvrtc.bindings()
+        call, device = arguments.call, q.device
+        with torch.cuda.device(device):
+            kernel, shared_bytes = _load(self, device, q.dtype, q.shape[-1], mode)
+            pointer = ctypes.c_void_p(ctypes.addressof(arguments))
+            grid = call.batch * call.q_heads * -(-call.q_length // BLOCK_Q)
+            stream = torch.cuda.current_stream(device).cuda_stream
+            (status,) = driver.cuLaunchKernel(
+                kernel, grid, 1, 1, self.threads, 1, 1, shared_bytes, stream, ctypes.addressof(pointer), 0
+            )
+        if status.value != 0:
+            raise RuntimeError(f"launching the {self.name} attention kernel failed: {status.name}")
+
+
+def instantiate(dtype: torch.dtype, head_size: int, mode: str) -> str:
+    """The C++ name of one instantiation, in any kernel's source."""
+    return f"bsfa::attention<{DTYPES[dtype]}, {head_size}, bsfa::Mode::{mode}>"
+
+
+def aligned(shape: tuple[int, ...], strides: tuple[int, ...], element: int) -> bool:
+    """Whether every row of the last axis is contiguous and starts at a multiple of 16 bytes."""
+    outer = zip(shape[:-1], strides[:-1], strict=True)
+    return strides[-1] == 1 and all(n == 1 or s * element % 16 == 0 for n, s in outer)
+
+
+@lru_cache(maxsize=4096)
+def _readable(kernel: Kernel, shape: tuple[int, ...], strides: tuple[int, ...], element: int) -> bool:
+    return kernel.readable(shape, strides, element)
+
+
+@cache
+def _load(kernel: Kernel, device: torch.device, dtype: torch.dtype, head_size: int, mode: str) -> tuple[Any, int]:
+    """A loaded kernel and the dynamic shared memory of its launch."""
+    arch = kernel.arch(*torch.cuda.get_device_capability(device))
+    cubin = nvrtc.compile_kernel(kernel.source, instantiate(dtype, head_size, mode), arch)
+    shared_bytes = kernel.shared_bytes(head_size)
+    return nvrtc.load_kernel(cubin, shared_bytes), shared_bytes

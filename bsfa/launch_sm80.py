@@ -1,0 +1,53 @@
+"""The launch of ``kernels/attention_sm80.cu``: plain pointers and strides, for compute capability 8.0 and up."""
+
+from __future__ import annotations
+
+import ctypes
+
+from torch import Tensor
+
+from bsfa.launch import Call, Kernel, aligned
+
+
+class TensorArgument(ctypes.Structure):
+    """`bsfa::Tensor` of ``kernels/attention_sm80.cu``."""
+
+    _fields_ = (
+        ("data", ctypes.c_void_p),
+        ("batch_stride", ctypes.c_int64),
+        ("row_stride", ctypes.c_int64),
+        ("head_stride", ctypes.c_int64),
+    )
+
+
+class Arguments(ctypes.Structure):
+    """`bsfa::Arguments` of ``kernels/attention_sm80.cu``."""
+
+    _fields_ = (("q", TensorArgument), ("k", TensorArgument), ("v", TensorArgument), ("call", Call))
+
+
+def arguments(q: Tensor, k: Tensor, v: Tensor) -> Arguments:
+    return Arguments(_describe(q), _describe(k), _describe(v))
+
+
+def _describe(x: Tensor) -> TensorArgument:
+    """x is (B, S, H, D), or (S, H, D)."""
+    strides = x.stride()
+    return TensorArgument(x.data_ptr(), strides[0] if x.dim() == 4 else 0, *strides[-3:-1])
+
+
+def shared_bytes(head_size: int) -> int:
+    """`bsfa::Layout<D>`: Q, two blocks of K and one of V, and the rest."""
+    return 2 * head_size * (128 + 2 * 64 + 64) + 992
+
+
+SM80 = Kernel(
+    name="sm80",
+    source="attention_sm80.cu",
+    serves=lambda major, minor: major >= 8,
+    arch=lambda major, minor: f"sm_{major}{minor}",
+    threads=128,
+    shared_bytes=shared_bytes,
+    readable=aligned,  # it reads 16 bytes at a time
+    arguments=arguments,
+)

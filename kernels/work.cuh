@@ -1,0 +1,109 @@
+// What a call asks for, and how it falls into CTAs: block geometry, the part of the kernel argument that says nothing
+// about how tensors are read, the order of work, the order of visit.
+#pragma once
+#include "common.cuh"
+
+namespace bsfa {
+
+constexpr int kBlockQ = 128;  // query rows of a block
+constexpr int kBlockK = 64;   // keys of a block
+
+enum class Order : int { diagonal = 0, sink = 1, ascending = 2 };
+
+// What a kernel does with a block's scores.
+enum class Mode {
+  all,       // keep every visited block: dense attention, index lists
+  gate_max,  // the gate; r[row] is the running maximum
+  gate_lse,  // the gate; r[row] is the running log-sum-exp
+  maxima,    // write every block's largest scaled score, no softmax
+};
+
+// Lengths and strides count elements. Mirrored by bsfa/launch.py.
+struct Call {
+  u16* out;                       // (B, Sq, Hq, D) contiguous, or (total_q, Hq, D)
+  float* lse;                     // (B, Hq, Sq), or (Hq, total_q); may be null
+  u64* kept;                      // (B, Hq), zeroed by the caller; may be null
+  float* maxima;                  // (B, Hq, nQ, nK), filled with -inf by the caller; Mode::maxima
+  const float* threshold;         // threshold[h * threshold_head_stride + row * threshold_row_stride]
+  const float* relative;          // (Hq), or null: no relative part
+  const i32* indices;             // (B, Hq, nQ, list_width) key blocks, or null: all visible blocks
+  const i32* counts;              // (B, Hq, nQ)
+  const i32* cu_q;                // (B + 1) cumulative lengths of packed sequences, or null
+  const i32* cu_k;
+  i64 threshold_head_stride, threshold_row_stride;
+  i32 threshold_rows;             // > 0: a table by absolute position, clamped to its last row; 0: by query block
+  i32 list_width;
+  i32 batch, q_heads, kv_heads;
+  i32 q_length, k_length;         // the longest, where sequences are packed
+  i32 total_q;                    // rows of lse where sequences are packed
+  i32 causal, keep_diagonal, keep_first;
+  Order order;
+  float scale;                    // softmax scale, positive
+};
+
+// A key block to visit: its number in the low bits, flags above. No flag at all: there is nothing to visit.
+struct Visit {
+  static constexpr u32 valid = 1u << 31;
+  static constexpr u32 forced = 1u << 30;  // kept whatever its scores
+  static constexpr u32 masked = 1u << 29;  // some entry of it is hidden from some row
+  static constexpr u32 block = masked - 1;
+};
+
+// The query block a CTA computes, and the key blocks it visits.
+struct Work {
+  int batch, head, kv_head, q_block;
+  int q_length, k_length, q_start, k_start;  // of this sequence; starts of packed sequences
+  int offset;                                // absolute position of the sequence's first query
+  int visible;                               // key blocks with a visible entry: 0 .. visible - 1
+  int band;                                  // first block of the diagonal band; past all where there is none
+  int visits;                                // blocks to visit
+  const i32* list;
+
+  Work() = default;
+
+  // Heads of one KV group innermost, then query blocks from the longest, then KV groups: the group's K and V stay in L2.
+  __device__ Work(const Call& a, int index) {
+    int group = a.q_heads / a.kv_heads;
+    int q_blocks = (a.q_length + kBlockQ - 1) / kBlockQ;
+    int rest = index / group;
+    q_block = q_blocks - 1 - rest % q_blocks;
+    int kv = rest / q_blocks;
+    kv_head = kv % a.kv_heads;
+    head = kv_head * group + index % group;
+    batch = kv / a.kv_heads;
+    q_start = a.cu_q ? a.cu_q[batch] : 0;
+    k_start = a.cu_k ? a.cu_k[batch] : 0;
+    q_length = a.cu_q ? a.cu_q[batch + 1] - q_start : a.q_length;
+    k_length = a.cu_k ? a.cu_k[batch + 1] - k_start : a.k_length;
+    offset = k_length - q_length;
+    int first_row = q_block * kBlockQ;
+    int last_row = min(first_row + kBlockQ, q_length) - 1;
+    int keys = a.causal ? min(k_length, offset + last_row + 1) : k_length;
+    visible = first_row < q_length && keys > 0 ? (keys + kBlockK - 1) / kBlockK : 0;
+    band = a.causal ? max(0, offset + first_row) / kBlockK : visible;
+    list = nullptr;
+    visits = visible;
+    if (a.indices) {
+      i64 row = (i64(batch) * a.q_heads + head) * q_blocks + q_block;
+      list = a.indices + row * a.list_width;
+      visits = visible ? a.counts[row] : 0;
+    }
+  }
+
+  // The p-th block visited, with its flags; 0 past the last one and for a listed block that no row sees.
+  __device__ u32 visit(const Call& a, int p) const {
+    if (p >= visits) return 0;
+    int block = p;
+    if (list) block = list[p];
+    else if (a.order == Order::diagonal) block = visible - 1 - p;
+    else if (a.order == Order::sink) block = p == 0 ? 0 : visible - p;
+    if (u32(block) >= u32(visible)) return 0;
+    u32 word = Visit::valid | u32(block);
+    if ((a.keep_diagonal && block >= band) || (a.keep_first && block == 0)) word |= Visit::forced;
+    bool hidden = a.causal && (block + 1) * kBlockK - 1 > offset + q_block * kBlockQ;
+    if (hidden || (block + 1) * kBlockK > k_length || (q_block + 1) * kBlockQ > q_length) word |= Visit::masked;
+    return word;
+  }
+};
+
+}  // namespace bsfa
