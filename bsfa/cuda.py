@@ -133,7 +133,7 @@ def block_maxima(q: Tensor, k: Tensor, *, softmax_scale: float, causal: bool, ke
     q : bf16 or fp16 (B, Sq, Hq, D)
     k : (B, Sk, Hkv, D)
     """
-    return torch.ops.bsfa.block_maxima(q, k, softmax_scale, causal, kernel)
+    return torch.ops.bsfa.block_maxima.default(q, k, softmax_scale, causal, kernel)
 
 
 def _attend(
@@ -150,7 +150,7 @@ def _attend(
     kernel: str | None,
 ) -> tuple[Tensor, Tensor | None, Tensor | None]:
     """The op, with None for what was not asked for. ``lengths``: cumulative ones where packed, and the longest."""
-    out, lse, kept = torch.ops.bsfa.attention(
+    out, lse, kept = torch.ops.bsfa.attention.default(
         q,
         k,
         v,
@@ -221,6 +221,7 @@ def _attention(
         a.threshold = threshold.data_ptr()
         a.threshold_head_stride, a.threshold_row_stride = threshold.stride()
         a.threshold_rows = threshold.shape[1] if cu_seqlens_q is not None else 0
+        relative = relative.contiguous() if relative is not None else None
         a.relative = relative.data_ptr() if relative is not None else None
         a.order, a.keep_diagonal, a.keep_first = order, keep_diagonal, keep_first
     if indices is not None and counts is not None:

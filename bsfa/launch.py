@@ -53,7 +53,7 @@ class Call(ctypes.Structure):
     )
 
 
-@dataclass(frozen=True)
+@dataclass(frozen=True, eq=False)  # one of a kind, and cheap to look up by
 class Kernel:
     """The kernel of one GPU generation.
 
@@ -95,12 +95,12 @@ class Kernel:
     def launch(self, arguments: Any, q: Tensor, mode: str) -> None:
         """Put the kernel on the current stream of q's device."""
         driver, _ = nvrtc.bindings()
-        call, device = arguments.call, q.device
+        call, device = arguments.call, q.device.index
+        grid = call.batch * call.q_heads * -(-call.q_length // BLOCK_Q)
+        pointer = ctypes.c_void_p(ctypes.addressof(arguments))
         with torch.cuda.device(device):
             kernel, shared_bytes = _load(self, device, q.dtype, q.shape[-1], mode)
-            pointer = ctypes.c_void_p(ctypes.addressof(arguments))
-            grid = call.batch * call.q_heads * -(-call.q_length // BLOCK_Q)
-            stream = torch.cuda.current_stream(device).cuda_stream
+            stream = torch._C._cuda_getCurrentRawStream(device)  # no Stream object, which takes microseconds
             (status,) = driver.cuLaunchKernel(
                 kernel, grid, 1, 1, self.threads, 1, 1, shared_bytes, stream, ctypes.addressof(pointer), 0
             )
@@ -125,7 +125,7 @@ def _readable(kernel: Kernel, shape: tuple[int, ...], strides: tuple[int, ...], 
 
 
 @cache
-def _load(kernel: Kernel, device: torch.device, dtype: torch.dtype, head_size: int, mode: str) -> tuple[Any, int]:
+def _load(kernel: Kernel, device: int, dtype: torch.dtype, head_size: int, mode: str) -> tuple[Any, int]:
     """A loaded kernel and the dynamic shared memory of its launch."""
     arch = kernel.arch(*torch.cuda.get_device_capability(device))
     cubin = nvrtc.compile_kernel(kernel.source, instantiate(dtype, head_size, mode), arch)

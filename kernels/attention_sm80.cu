@@ -67,7 +67,7 @@ template <int D> struct Layout {
   static constexpr int visits = exchange + 2 * kWarps * 4;
   static constexpr int bars = visits + kRing * 4;
   static constexpr int cta = bars + kBlockQ * 4;
-  static constexpr int bytes = cta + 208;
+  static constexpr int bytes = cta + 144;
 };
 
 // The rows of one head of one sequence.
@@ -84,16 +84,17 @@ struct Rows {
 // Copies rows first .. first + Count - 1 into the tile at `tile`; those past the end arrive as zeros, for they may be a
 // neighbour's.
 template <int D, int Count> __device__ __forceinline__ void copy_rows(u32 tile, const Rows& rows, int first, int thread) {
-  constexpr int kChunks = D / 8;
-  constexpr int kStep = kThreads / kChunks;  // a thread copies one chunk of every kStep-th row
-  static_assert(kStep % 8 == 0);             // so that one swizzle serves all of them
-  int chunk = thread % kChunks, row = thread / kChunks;
-  u32 destination = tile + row * Layout<D>::row + (chunk ^ row % 8) * 16;
-  const i64 stride = rows.stride;
-  const int valid = rows.length - first - row;
-  const u16* source = rows.data + (first + row) * stride + chunk * 8;
+  // Four lanes take 64 bytes of a row, the next four those of the row four below, which the swizzle puts into the other
+  // banks. So a thread needs few addresses: two rows of a block.
+  constexpr int kStep = kThreads / 4;
+  int quad = thread / 4, row = quad / 8 * 8 + quad % 2 * 4 + quad / 2 % 4;
+  u32 destination = tile + row * Layout<D>::row + (thread % 4 ^ row % 8) * 16;
+  const u16* source = rows.data + (first + row) * rows.stride + thread % 4 * 8;
 #pragma unroll
-  for (int i = 0; i < Count; i += kStep, source += kStep * stride) copy_async(destination + i * Layout<D>::row, source, i < valid);
+  for (int i = 0; i < Count; i += kStep, source += kStep * rows.stride)
+#pragma unroll
+    for (int j = 0; j < D / 32; j++)
+      copy_async((destination ^ j % 2 * 64) + j / 2 * 128 + i * Layout<D>::row, source + 32 * j, first + row + i < rows.length);
 }
 
 // What all threads of a CTA know; in shared memory for want of registers.
@@ -144,7 +145,7 @@ template <class T, int D, Mode M> __global__ void __launch_bounds__(kThreads, 2)
   extern __shared__ __align__(1024) char dynamic[];
   const u32 base = shared_address(dynamic);
   const Call& a = arguments.call;
-  static_assert(sizeof(Cta) <= L::bytes - L::cta);
+  static_assert(sizeof(Cta) == L::bytes - L::cta);
   Cta& cta = *reinterpret_cast<Cta*>(dynamic + L::cta);
   const Work& work = cta.work;
   if (threadIdx.x == 0) cta = Cta(arguments, blockIdx.x);
@@ -182,7 +183,7 @@ template <class T, int D, Mode M> __global__ void __launch_bounds__(kThreads, 2)
 
   auto scores = [&](float(&s)[2][8][4], int stage) {
     const u32 tile = base + L::k + stage * L::k_stage + by_row<D>(thread);
-#pragma unroll
+#pragma unroll 4
     for (int c = 0; c < kChunks; c++) {
       u32(&q)[2][4] = queries[kQueriesStay ? c : 0];
       if constexpr (!kQueriesStay) load_queries(q, c);
@@ -215,18 +216,18 @@ template <class T, int D, Mode M> __global__ void __launch_bounds__(kThreads, 2)
     }
   };
 
-  // What is subtracted from a row's scores; of a row that has seen nothing yet, nothing.
-  auto shift_of = [&](float maximum) { return maximum == -infinity() ? 0.f : maximum * scale_log2; };
+  // What is subtracted from a row's scores: their maximum, or nothing where there is none yet.
+  auto origin = [](float maximum) { return maximum == -infinity() ? 0.f : maximum; };
 
-  // S becomes P, and O follows the rows' maxima.
-  auto softmax = [&](float(&s)[2][8][4], const float(&largest)[kRows]) {
+  // P of S, and O follows the rows' maxima.
+  auto softmax = [&](u32(&p)[4][2][4], const float(&s)[2][8][4], const float(&largest)[kRows]) {
     float correction[kRows];
     bool rose = false;
 #pragma unroll
     for (int r = 0; r < kRows; r++) {
       float now = max_nan(row_max[r], quad_max(largest[r]));
-      correction[r] = exp2_approx(row_max[r] * scale_log2 - shift_of(now));
-      rose |= correction[r] != 1.f;
+      correction[r] = exp2_approx((row_max[r] - origin(now)) * scale_log2);
+      rose |= now != row_max[r];
       row_max[r] = now;
     }
     if (__any_sync(~0u, rose)) {
@@ -239,12 +240,13 @@ template <class T, int D, Mode M> __global__ void __launch_bounds__(kThreads, 2)
     }
 #pragma unroll
     for (int r = 0; r < kRows; r++) {
-      float shift = shift_of(row_max[r]);
+      float shift = origin(row_max[r]) * scale_log2;
 #pragma unroll
-      for (int i = 0; i < 16; i++) {
-        float& x = s[r / 2][i / 2][r % 2 * 2 + i % 2];
-        x = exp2_approx(fmaf(x, scale_log2, -shift));
-        row_sum[r] += x;
+      for (int n = 0; n < 8; n++) {
+        const float* x = &s[r / 2][n][r % 2 * 2];
+        float left = exp2_approx(fmaf(x[0], scale_log2, -shift)), right = exp2_approx(fmaf(x[1], scale_log2, -shift));
+        row_sum[r] += left + right;
+        p[n / 2][r / 2][n % 2 * 2 + r % 2] = pack<T>(left, right);
       }
       if constexpr (kGated) {
         float statistic = row_max[r];
@@ -254,23 +256,18 @@ template <class T, int D, Mode M> __global__ void __launch_bounds__(kThreads, 2)
     }
   };
 
-  auto add_values = [&](const float(&s)[2][8][4]) {
+  auto add_values = [&](const u32(&p)[4][2][4]) {
     const u32 tile = base + L::v + by_column<D>(thread);
 #pragma unroll
     for (int c = 0; c < kBlockK / 16; c++) {
-      u32 p[2][4];
-#pragma unroll
-      for (int m = 0; m < 2; m++)
-#pragma unroll
-        for (int i = 0; i < 4; i++) p[m][i] = pack<T>(s[m][2 * c + i / 2][i % 2 * 2], s[m][2 * c + i / 2][i % 2 * 2 + 1]);
 #pragma unroll
       for (int n = 0; n < D / 16; n++) {
         u32 v[4];
         load_matrices_transposed(v, advance(tile, n) + c * 16 * L::row);
 #pragma unroll
         for (int m = 0; m < 2; m++) {
-          mma<T>(o[m][2 * n], p[m], v[0], v[1]);
-          mma<T>(o[m][2 * n + 1], p[m], v[2], v[3]);
+          mma<T>(o[m][2 * n], p[c][m], v[0], v[1]);
+          mma<T>(o[m][2 * n + 1], p[c][m], v[2], v[3]);
         }
       }
     }
@@ -347,10 +344,11 @@ template <class T, int D, Mode M> __global__ void __launch_bounds__(kThreads, 2)
     if constexpr (M == Mode::maxima) write_maxima(visit, j);
     else if (keep) {
       if (thread == 0) cta.kept++;
-      softmax(s, largest);
+      u32 p[kBlockK / 16][2][4];
+      softmax(p, s, largest);
       copy_wait<1>();  // V(j)
       __syncthreads();
-      add_values(s);
+      add_values(p);
     }
   }
   copy_wait<0>();
