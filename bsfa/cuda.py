@@ -275,7 +275,8 @@ def _outputs(
         batch, lse_shape = cu_seqlens_q.shape[0] - 1, (heads, q.shape[0])
     out = torch.empty(q.shape, dtype=q.dtype, device=q.device)
     lse = torch.empty(lse_shape if return_lse else (0,), dtype=torch.float32, device=q.device)
-    kept = torch.zeros((batch, heads) if return_stats else (0,), dtype=torch.int64, device=q.device)
+    count = torch.zeros if return_stats else torch.empty
+    kept = count((batch, heads) if return_stats else (0,), dtype=torch.int64, device=q.device)
     return out, lse, kept
 
 

@@ -84,17 +84,16 @@ struct Rows {
 // Copies rows first .. first + Count - 1 into the tile at `tile`; those past the end arrive as zeros, for they may be a
 // neighbour's.
 template <int D, int Count> __device__ __forceinline__ void copy_rows(u32 tile, const Rows& rows, int first, int thread) {
-  // Four lanes take 64 bytes of a row, the next four those of the row four below, which the swizzle puts into the other
-  // banks. So a thread needs few addresses: two rows of a block.
-  constexpr int kStep = kThreads / 4;
-  int quad = thread / 4, row = quad / 8 * 8 + quad % 2 * 4 + quad / 2 % 4;
-  u32 destination = tile + row * Layout<D>::row + (thread % 4 ^ row % 8) * 16;
-  const u16* source = rows.data + (first + row) * rows.stride + thread % 4 * 8;
+  constexpr int kChunks = D / 8;
+  constexpr int kStep = kThreads / kChunks;  // a thread copies one chunk of every kStep-th row
+  static_assert(kStep % 8 == 0);             // so that one swizzle serves all of them
+  int chunk = thread % kChunks, row = thread / kChunks;
+  u32 destination = tile + row * Layout<D>::row + (chunk ^ row % 8) * 16;
+  const i64 stride = rows.stride;
+  const int valid = rows.length - first - row;
+  const u16* source = rows.data + (first + row) * stride + chunk * 8;
 #pragma unroll
-  for (int i = 0; i < Count; i += kStep, source += kStep * rows.stride)
-#pragma unroll
-    for (int j = 0; j < D / 32; j++)
-      copy_async((destination ^ j % 2 * 64) + j / 2 * 128 + i * Layout<D>::row, source + 32 * j, first + row + i < rows.length);
+  for (int i = 0; i < Count; i += kStep, source += kStep * stride) copy_async(destination + i * Layout<D>::row, source, i < valid);
 }
 
 // What all threads of a CTA know; in shared memory for want of registers.
@@ -183,18 +182,23 @@ template <class T, int D, Mode M> __global__ void __launch_bounds__(kThreads, 2)
 
   auto scores = [&](float(&s)[2][8][4], int stage) {
     const u32 tile = base + L::k + stage * L::k_stage + by_row<D>(thread);
-#pragma unroll 4
+    u32 q[2][2][4], k[2][4];
+    auto load_keys = [&](int step) { load_matrices(k[step % 2], advance(tile, step / 4) + step % 4 * 16 * L::row); };
+    if constexpr (!kQueriesStay) load_queries(q[0], 0);
+    load_keys(0);
+#pragma unroll
     for (int c = 0; c < kChunks; c++) {
-      u32(&q)[2][4] = queries[kQueriesStay ? c : 0];
-      if constexpr (!kQueriesStay) load_queries(q, c);
 #pragma unroll
       for (int n = 0; n < 4; n++) {
-        u32 k[4];
-        load_matrices(k, advance(tile, c) + n * 16 * L::row);
+        if (4 * c + n + 1 < 4 * kChunks) load_keys(4 * c + n + 1);
+        if constexpr (!kQueriesStay)
+          if (n == 2 && c + 1 < kChunks) load_queries(q[(c + 1) % 2], c + 1);
+        const auto& rows = kQueriesStay ? queries[kQueriesStay ? c : 0] : q[c % 2];
+        const auto& keys = k[n % 2];
 #pragma unroll
         for (int m = 0; m < 2; m++) {
-          mma<T>(s[m][2 * n], q[m], k[0], k[1]);
-          mma<T>(s[m][2 * n + 1], q[m], k[2], k[3]);
+          mma<T>(s[m][2 * n], rows[m], keys[0], keys[1]);
+          mma<T>(s[m][2 * n + 1], rows[m], keys[2], keys[3]);
         }
       }
     }
@@ -219,8 +223,8 @@ template <class T, int D, Mode M> __global__ void __launch_bounds__(kThreads, 2)
   // What is subtracted from a row's scores: their maximum, or nothing where there is none yet.
   auto origin = [](float maximum) { return maximum == -infinity() ? 0.f : maximum; };
 
-  // P of S, and O follows the rows' maxima.
-  auto softmax = [&](u32(&p)[4][2][4], const float(&s)[2][8][4], const float(&largest)[kRows]) {
+  // S becomes P, and O follows the rows' maxima.
+  auto softmax = [&](float(&s)[2][8][4], const float(&largest)[kRows]) {
     float correction[kRows];
     bool rose = false;
 #pragma unroll
@@ -238,36 +242,45 @@ template <class T, int D, Mode M> __global__ void __launch_bounds__(kThreads, 2)
         for (int i = 0; i < D / 4; i++) o[r / 2][i / 2][r % 2 * 2 + i % 2] *= correction[r];
       }
     }
+    float shift[kRows];
 #pragma unroll
-    for (int r = 0; r < kRows; r++) {
-      float shift = origin(row_max[r]) * scale_log2;
+    for (int r = 0; r < kRows; r++) shift[r] = origin(row_max[r]) * scale_log2;
 #pragma unroll
-      for (int n = 0; n < 8; n++) {
-        const float* x = &s[r / 2][n][r % 2 * 2];
-        float left = exp2_approx(fmaf(x[0], scale_log2, -shift)), right = exp2_approx(fmaf(x[1], scale_log2, -shift));
-        row_sum[r] += left + right;
-        p[n / 2][r / 2][n % 2 * 2 + r % 2] = pack<T>(left, right);
+    for (int n = 0; n < 8; n++)
+#pragma unroll
+      for (int r = 0; r < kRows; r++) {
+        float* x = &s[r / 2][n][r % 2 * 2];
+        x[0] = exp2_approx(fmaf(x[0], scale_log2, -shift[r]));
+        x[1] = exp2_approx(fmaf(x[1], scale_log2, -shift[r]));
+        row_sum[r] += x[0] + x[1];
       }
-      if constexpr (kGated) {
+    if constexpr (kGated) {
+#pragma unroll
+      for (int r = 0; r < kRows; r++) {
         float statistic = row_max[r];
-        if constexpr (M == Mode::gate_lse) statistic += log2_approx(quad_sum(row_sum[r])) / scale_log2;
-        if (thread % 4 == 0) bars[row_in_block(thread) + 8 * r] = fmaxf(cta.threshold, statistic + cta.relative);
+        if constexpr (M == Mode::gate_lse) statistic += log2_approx(quad_sum(row_sum[r])) * (kLn2 / a.scale);
+        bars[row_in_block(thread) + 8 * r] = fmaxf(cta.threshold, statistic + cta.relative);  // from all four lanes
       }
     }
   };
 
-  auto add_values = [&](const u32(&p)[4][2][4]) {
+  auto add_values = [&](const float(&s)[2][8][4]) {
     const u32 tile = base + L::v + by_column<D>(thread);
 #pragma unroll
     for (int c = 0; c < kBlockK / 16; c++) {
+      u32 p[2][4];
+#pragma unroll
+      for (int m = 0; m < 2; m++)
+#pragma unroll
+        for (int i = 0; i < 4; i++) p[m][i] = pack<T>(s[m][2 * c + i / 2][i % 2 * 2], s[m][2 * c + i / 2][i % 2 * 2 + 1]);
 #pragma unroll
       for (int n = 0; n < D / 16; n++) {
         u32 v[4];
         load_matrices_transposed(v, advance(tile, n) + c * 16 * L::row);
 #pragma unroll
         for (int m = 0; m < 2; m++) {
-          mma<T>(o[m][2 * n], p[c][m], v[0], v[1]);
-          mma<T>(o[m][2 * n + 1], p[c][m], v[2], v[3]);
+          mma<T>(o[m][2 * n], p[m], v[0], v[1]);
+          mma<T>(o[m][2 * n + 1], p[m], v[2], v[3]);
         }
       }
     }
@@ -344,11 +357,10 @@ template <class T, int D, Mode M> __global__ void __launch_bounds__(kThreads, 2)
     if constexpr (M == Mode::maxima) write_maxima(visit, j);
     else if (keep) {
       if (thread == 0) cta.kept++;
-      u32 p[kBlockK / 16][2][4];
-      softmax(p, s, largest);
+      softmax(s, largest);
       copy_wait<1>();  // V(j)
       __syncthreads();
-      add_values(p);
+      add_values(s);
     }
   }
   copy_wait<0>();
