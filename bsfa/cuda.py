@@ -150,7 +150,7 @@ def _attend(
     kernel: str | None,
 ) -> tuple[Tensor, Tensor | None, Tensor | None]:
     """The op, with None for what was not asked for. ``lengths``: cumulative ones where packed, and the longest."""
-    out, lse, kept = torch.ops.bsfa.attention.default(
+    out, *extras = torch.ops.bsfa.attention.default(
         q,
         k,
         v,
@@ -164,7 +164,8 @@ def _attend(
         return_stats,
         kernel,
     )
-    return out, lse if return_lse else None, kept if return_stats else None
+    lse = extras.pop(0) if return_lse else None
+    return out, lse, extras.pop(0) if return_stats else None
 
 
 def _gate_arguments(gate: ResolvedGate | None) -> tuple[Tensor | None, Tensor | None, int, bool, bool, bool]:
@@ -198,19 +199,24 @@ def _attention(
     return_lse: bool,
     return_stats: bool,
     kernel: str | None,
-) -> tuple[Tensor, Tensor, Tensor]:
-    out, lse, kept = _outputs(q, cu_seqlens_q, return_lse, return_stats)
+) -> list[Tensor]:
+    """out, and those of lse and kept that were asked for: a tensor nobody looks at costs microseconds too."""
+    outputs = _outputs(q, cu_seqlens_q, return_lse, return_stats)
+    out, lse, kept = outputs[0], outputs[1] if return_lse else None, outputs[-1] if return_stats else None
     if out.numel() == 0:
-        return out, lse, kept
+        return outputs
     if k.numel() == 0:
-        return out.zero_(), lse.fill_(-math.inf), kept
+        out.zero_()
+        if lse is not None:
+            lse.fill_(-math.inf)
+        return outputs
     picked = _pick(q.device, kernel)
     q, k, v = picked.prepare(q), picked.prepare(k), picked.prepare(v)
     arguments = picked.arguments(q, k, v)
     a = _describe(arguments, q, k, softmax_scale, causal, max_seqlen_q, max_seqlen_k)
     a.out = out.data_ptr()
-    a.lse = lse.data_ptr() if return_lse else None
-    a.kept = kept.data_ptr() if return_stats else None
+    a.lse = lse.data_ptr() if lse is not None else None
+    a.kept = kept.data_ptr() if kept is not None else None
     if cu_seqlens_q is not None and cu_seqlens_k is not None:
         cu_seqlens_q, cu_seqlens_k = _int32(cu_seqlens_q), _int32(cu_seqlens_k)
         a.cu_q, a.cu_k = cu_seqlens_q.data_ptr(), cu_seqlens_k.data_ptr()
@@ -228,7 +234,7 @@ def _attention(
         indices, counts = _int32(indices), _int32(counts)
         a.indices, a.counts, a.list_width = indices.data_ptr(), counts.data_ptr(), indices.shape[-1]
     picked.launch(arguments, q, mode)
-    return out, lse, kept
+    return outputs
 
 
 def _attention_fake(q, k, v, cu_seqlens_q, cu_seqlens_k, max_seqlen_q, max_seqlen_k, *options):
@@ -262,22 +268,16 @@ for _name, _run, _fake in (
     torch.library.register_fake(f"bsfa::{_name}", _fake, lib=_LIBRARY)
 
 
-def _outputs(
-    q: Tensor, cu_seqlens_q: Tensor | None, return_lse: bool, return_stats: bool
-) -> tuple[Tensor, Tensor, Tensor]:
-    """out, lse, kept; the last two empty where nobody asked."""
+def _outputs(q: Tensor, cu_seqlens_q: Tensor | None, return_lse: bool, return_stats: bool) -> list[Tensor]:
     heads = q.shape[-2]
-    batch: int
-    lse_shape: tuple[int, ...]
-    if cu_seqlens_q is None:
-        batch, lse_shape = q.shape[0], (q.shape[0], heads, q.shape[1])
-    else:
-        batch, lse_shape = cu_seqlens_q.shape[0] - 1, (heads, q.shape[0])
-    out = torch.empty(q.shape, dtype=q.dtype, device=q.device)
-    lse = torch.empty(lse_shape if return_lse else (0,), dtype=torch.float32, device=q.device)
-    count = torch.zeros if return_stats else torch.empty
-    kept = count((batch, heads) if return_stats else (0,), dtype=torch.int64, device=q.device)
-    return out, lse, kept
+    outputs = [torch.empty(q.shape, dtype=q.dtype, device=q.device)]
+    if return_lse:
+        shape = (q.shape[0], heads, q.shape[1]) if cu_seqlens_q is None else (heads, q.shape[0])
+        outputs.append(torch.empty(shape, dtype=torch.float32, device=q.device))
+    if return_stats:
+        batch = q.shape[0] if cu_seqlens_q is None else cu_seqlens_q.shape[0] - 1
+        outputs.append(torch.zeros(batch, heads, dtype=torch.int64, device=q.device))
+    return outputs
 
 
 def _maxima_output(q: Tensor, k: Tensor) -> Tensor:

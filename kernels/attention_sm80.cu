@@ -2,11 +2,12 @@
 // iterator x gate on a FlashAttention loop of cp.async, ldmatrix and mma.sync.
 //
 // One CTA of four warps computes one query block (128 rows) of one head; a warp holds 32 rows. It visits key blocks (64
-// keys) one at a time: the exact scores S = Q K^T (128 x 64), then one decision over all 128 rows: is any visible scaled
-// score not below the bar max(threshold, r[row] + relative)? A kept block goes through softmax and P V; a skipped one is
-// done, and its V is never read. r[row] covers the blocks kept before, so decisions are strictly one after the other.
+// keys) one at a time: the exact scores S = Q K^T (128 x 64), then one decision over all 128 rows: is any visible
+// scaled score not below the bar max(threshold, r[row] + relative)? A kept block goes through softmax and P V; a
+// skipped one is done, and its V is never read. r[row] covers the blocks kept before: decisions are strictly one after
+// the other.
 //
-// The dataflow of block j; `|` are the CTA's barriers, copies run below what they hide behind:
+// The dataflow of block j; `^` are the CTA's barriers, copies run below what they hide behind:
 //
 //   all warps   | S(j)  mask  row maxima | softmax(j)        | P(j) V(j)      | S(j+1) ...
 //   copies      | K(j+1) ............... | V(j) ............ |                |
@@ -14,14 +15,14 @@
 //                                        ^ decision          ^ only where kept
 //
 // The first barrier does three things at once. It is the vote (a barrier that ORs a predicate). It says that all warps
-// are done with K(j), whose stage then takes K(j+2), and with V of the last kept block, whose buffer then takes V(j). And
-// it makes K(j+1), for whose copy each thread waited just before, everybody's. So a skipped block costs its share of
-// Q K^T, its maxima and one barrier. What one CTA spends waiting, the other CTA of the same SM fills: registers and
+// are done with K(j), whose stage then takes K(j+2), and with V of the last kept block, whose buffer then takes V(j).
+// And it makes K(j+1), for whose copy each thread waited just before, everybody's. So a skipped block costs its share
+// of Q K^T, its maxima and one barrier. What one CTA spends waiting, the other CTA of the same SM fills: registers and
 // shared memory are cut for two (one where an SM has 100 KB of shared memory: compute capability 8.6, 8.9, 12.x).
 //
-// A warp's tile is 32 x 64 because shared memory, not the tensor cores, is what a smaller one would wait for: each row of
-// K and V that a warp reads serves 32 rows of Q. O (32 x D) and S then fill the registers at D = 128, and Q is reread from
-// shared memory; at D = 64 it stays in registers.
+// A warp's tile is 32 x 64 because shared memory, not the tensor cores, is what a smaller one would wait for: each row
+// of K and V that a warp reads serves 32 rows of Q. O (32 x D) and S then fill the registers at D = 128, and Q is
+// reread from shared memory; at D = 64 it stays in registers.
 //
 // Shared memory (offsets in `Layout`)
 //   Q          128 x D
@@ -29,6 +30,7 @@
 //   V          64 keys x D
 //   exchange   2 x four floats: the warps' largest scores of a block; block maxima only
 //   visits     kRing words: the key blocks to visit, described by the lanes of one warp at once
+//   bars       128 floats: what a score of each row must reach; raised by the row's own lanes where a block is kept
 //   cta        the CTA's `Cta`
 //
 // A tile is rows of D elements; the 16-byte chunk c of row r lies at position c ^ (r % 8), so that the eight rows a
@@ -42,8 +44,8 @@ constexpr int kThreads = 128;
 constexpr int kWarps = kThreads / kWarp;
 constexpr int kWarpRows = kBlockQ / kWarps;
 constexpr int kStages = 2;
-constexpr int kRing = 2 * kWarp;  // blocks described ahead
-constexpr int kRows = 4;  // rows of S and O that a thread has a share of: lane / 4 + 0, 8, 16, 24 of the warp's
+constexpr int kRing = 2 * kWarp;  // blocks whose description is at hand
+constexpr int kRows = 4;          // rows of S and O that a thread has a share of: lane / 4 + 0, 8, 16, 24 of the warp's
 
 // A tensor (B, S, H, D), or (S, H, D) with batch_stride unused; D contiguous, all else in multiples of 16 bytes.
 struct Tensor {
@@ -78,12 +80,15 @@ struct Rows {
 
   Rows() = default;
   __device__ Rows(const Tensor& t, int batch, int head, int start, int length)
-      : data(t.data + batch * t.batch_stride + head * t.head_stride + start * t.row_stride), stride(t.row_stride), length(length) {}
+      : data(t.data + batch * t.batch_stride + head * t.head_stride + start * t.row_stride),
+        stride(t.row_stride),
+        length(length) {}
 };
 
 // Copies rows first .. first + Count - 1 into the tile at `tile`; those past the end arrive as zeros, for they may be a
 // neighbour's.
-template <int D, int Count> __device__ __forceinline__ void copy_rows(u32 tile, const Rows& rows, int first, int thread) {
+template <int D, int Count>
+__device__ __forceinline__ void copy_rows(u32 tile, const Rows& rows, int first, int thread) {
   constexpr int kChunks = D / 8;
   constexpr int kStep = kThreads / kChunks;  // a thread copies one chunk of every kStep-th row
   static_assert(kStep % 8 == 0);             // so that one swizzle serves all of them
@@ -93,7 +98,8 @@ template <int D, int Count> __device__ __forceinline__ void copy_rows(u32 tile, 
   const int valid = rows.length - first - row;
   const u16* source = rows.data + (first + row) * stride + chunk * 8;
 #pragma unroll
-  for (int i = 0; i < Count; i += kStep, source += kStep * stride) copy_async(destination + i * Layout<D>::row, source, i < valid);
+  for (int i = 0; i < Count; i += kStep, source += kStep * stride)
+    copy_async(destination + i * Layout<D>::row, source, i < valid);
 }
 
 // What all threads of a CTA know; in shared memory for want of registers.
@@ -135,7 +141,8 @@ template <int D> __device__ __forceinline__ u32 by_row(int thread) {
 }
 __device__ __forceinline__ u32 advance(u32 address, int c) { return (address ^ c % 4 * 32) + c / 4 * 128; }
 
-template <class T, int D, Mode M> __global__ void __launch_bounds__(kThreads, 2) attention(const __grid_constant__ Arguments arguments) {
+template <class T, int D, Mode M>
+__global__ void __launch_bounds__(kThreads, 2) attention(const __grid_constant__ Arguments arguments) {
   using L = Layout<D>;
   constexpr bool kGated = M == Mode::gate_max || M == Mode::gate_lse;
   constexpr bool kQueriesStay = D == 64;
@@ -156,8 +163,8 @@ template <class T, int D, Mode M> __global__ void __launch_bounds__(kThreads, 2)
 
   const float scale_log2 = a.scale * kLog2e;
 
-  // What follows from it are a dozen addresses, which ptxas would keep over the loop and have no registers for. So a
-  // block takes it anew, plus a zero in shared memory of which ptxas knows nothing.
+  // A dozen addresses follow from it, which ptxas would keep over the loop and has no registers for. So every block
+  // takes it anew, plus a zero in shared memory of which ptxas knows nothing.
   int thread = threadIdx.x;
   auto row_in_block = [](int thread) { return thread / kWarp * kWarpRows + thread % kWarp / 4; };  // the first of four
 
@@ -180,6 +187,7 @@ template <class T, int D, Mode M> __global__ void __launch_bounds__(kThreads, 2)
     for (int m = 0; m < 2; m++) load_matrices(q[m], advance(tile, c) + m * 16 * L::row);
   };
 
+  // S, with the fragments of K one step of 16 x 16 ahead of their use, those of Q two.
   auto scores = [&](float(&s)[2][8][4], int stage) {
     const u32 tile = base + L::k + stage * L::k_stage + by_row<D>(thread);
     u32 q[2][2][4], k[2][4];
@@ -223,7 +231,7 @@ template <class T, int D, Mode M> __global__ void __launch_bounds__(kThreads, 2)
   // What is subtracted from a row's scores: their maximum, or nothing where there is none yet.
   auto origin = [](float maximum) { return maximum == -infinity() ? 0.f : maximum; };
 
-  // S becomes P, and O follows the rows' maxima.
+  // S becomes P, in the order in which P V takes it, and O follows the rows' maxima; most blocks raise none of a warp's.
   auto softmax = [&](float(&s)[2][8][4], const float(&largest)[kRows]) {
     float correction[kRows];
     bool rose = false;
@@ -264,6 +272,7 @@ template <class T, int D, Mode M> __global__ void __launch_bounds__(kThreads, 2)
     }
   };
 
+  // O += P V.
   auto add_values = [&](const float(&s)[2][8][4]) {
     const u32 tile = base + L::v + by_column<D>(thread);
 #pragma unroll
@@ -272,7 +281,8 @@ template <class T, int D, Mode M> __global__ void __launch_bounds__(kThreads, 2)
 #pragma unroll
       for (int m = 0; m < 2; m++)
 #pragma unroll
-        for (int i = 0; i < 4; i++) p[m][i] = pack<T>(s[m][2 * c + i / 2][i % 2 * 2], s[m][2 * c + i / 2][i % 2 * 2 + 1]);
+        for (int i = 0; i < 4; i++)
+          p[m][i] = pack<T>(s[m][2 * c + i / 2][i % 2 * 2], s[m][2 * c + i / 2][i % 2 * 2 + 1]);
 #pragma unroll
       for (int n = 0; n < D / 16; n++) {
         u32 v[4];

@@ -61,7 +61,8 @@ struct Work {
 
   Work() = default;
 
-  // Heads of one KV group innermost, then query blocks from the longest, then KV groups: the group's K and V stay in L2.
+  // Heads of one KV group innermost, then query blocks from the longest, then KV groups: the group's K and V stay in
+  // L2.
   __device__ Work(const Call& a, int index) {
     int group = a.q_heads / a.kv_heads;
     int q_blocks = (a.q_length + kBlockQ - 1) / kBlockQ;
