@@ -14,7 +14,8 @@ from bsfa.errors import InputError
 from bsfa.gates import ResolvedGate
 
 TOLERANCE = {torch.bfloat16: 4e-3, torch.float16: 1e-3}
-# (B, Sq, Sk, Hq, Hkv, D): whole blocks, ragged ends, chunks of either sign of offset, one query, groups of 1 to 4
+# (B, Sq, Sk, Hq, Hkv, D): whole blocks, ragged ends, chunks of either sign of offset, one query, groups of 1 to 4, more
+# key blocks than the kernels describe at once
 SHAPES = [
     (1, 128, 128, 2, 1, 128),
     (2, 512, 512, 4, 2, 64),
@@ -23,6 +24,7 @@ SHAPES = [
     (1, 640, 1500, 2, 2, 64),
     (1, 777, 200, 3, 1, 128),
     (1, 1, 500, 4, 2, 128),
+    (1, 130, 4300, 2, 1, 64),
 ]
 ABSOLUTE = [-math.inf, 2.8, math.inf]
 
