@@ -3,9 +3,6 @@
 Three calls: `attend` (dense, gated or by index lists), `attend_varlen` (packed sequences), `block_maxima` (for
 calibration). All of them run on the current stream of the tensors' device, never wait for the GPU, and may be traced
 by ``torch.compile`` or captured in a CUDA graph (after a first call, which compiles and loads the kernel).
-
-Decisions are made two key blocks at a time, in the order of visit: both are decided against the running statistic
-``r[row]`` from before the pair.
 """
 
 from __future__ import annotations

@@ -68,8 +68,8 @@ def margin(q, k, grid: BlockGrid, cut: float, scale: float, causal: bool) -> flo
     return float(distance[distance.isfinite()].min()) if distance.isfinite().any() else math.inf
 
 
-def decide_in_pairs(scores: torch.Tensor, grid: BlockGrid, gate: ResolvedGate) -> tuple[torch.Tensor, float]:
-    """The gate over scaled scores (B, Hq, Sq, Sk), two blocks at a time against the statistic from before the pair.
+def decide(scores: torch.Tensor, grid: BlockGrid, gate: ResolvedGate) -> tuple[torch.Tensor, float]:
+    """The gate over scaled scores (B, Hq, Sq, Sk), block by block in the order of visit.
 
     Returns the kept blocks, bool (B, Hq, n_q, n_k), and how near the nearest free decision was to going the other way.
     """
@@ -78,28 +78,26 @@ def decide_in_pairs(scores: torch.Tensor, grid: BlockGrid, gate: ResolvedGate) -
     for i in range(grid.n_q):
         rows = scores[:, :, grid.rows(i)]
         running = torch.full(rows.shape[:3], -math.inf, device=scores.device)
-        order = list(grid.visit(i, gate.order))
-        for pair in (order[p : p + 2] for p in range(0, len(order), 2)):
+        for j in grid.visit(i, gate.order):
             bar = gate.threshold[:, i, None].expand_as(running)
             if gate.relative is not None:
                 bar = torch.fmax(bar, running + gate.relative[:, None])
-            for j in pair:
-                block = rows[..., j * BLOCK_K : (j + 1) * BLOCK_K]
-                hidden = ~grid.entry_mask(i, range(j, j + 1), scores.device)[:, : block.shape[-1]]
-                block = block.masked_fill(hidden, -math.inf)
-                over = (block - bar[..., None]).masked_fill(hidden, -math.inf).flatten(2).amax(-1)
-                kept = (~(block < bar[..., None]) & ~hidden).flatten(2).any(-1)
-                if j in gate.protects(grid, i):
-                    kept = torch.ones_like(kept)
-                elif over.isfinite().any():
-                    nearest = min(nearest, float(over[over.isfinite()].abs().min()))
-                grown = (
-                    torch.maximum(running, block.amax(-1))
-                    if gate.relative_to == "max"
-                    else torch.logaddexp(running, block.logsumexp(-1))
-                )
-                running = torch.where(kept[..., None], grown, running)
-                keep[:, :, i, j] = kept
+            block = rows[..., j * BLOCK_K : (j + 1) * BLOCK_K]
+            hidden = ~grid.entry_mask(i, range(j, j + 1), scores.device)[:, : block.shape[-1]]
+            block = block.masked_fill(hidden, -math.inf)
+            over = (block - bar[..., None]).masked_fill(hidden, -math.inf).flatten(2).amax(-1)
+            kept = (~(block < bar[..., None]) & ~hidden).flatten(2).any(-1)
+            if j in gate.protects(grid, i):
+                kept = torch.ones_like(kept)
+            elif over.isfinite().any():
+                nearest = min(nearest, float(over[over.isfinite()].abs().min()))
+            grown = (
+                torch.maximum(running, block.amax(-1))
+                if gate.relative_to == "max"
+                else torch.logaddexp(running, block.logsumexp(-1))
+            )
+            running = torch.where(kept[..., None], grown, running)
+            keep[:, :, i, j] = kept
     return keep, nearest
 
 
@@ -134,7 +132,7 @@ class TestAgainstTheDefinition:
         gate = ResolvedGate(threshold, relative, relative_to, order, order != "ascending", order == "ascending")
         group = shape[3] // shape[4]
         scores = scale * torch.einsum("bqhd,bkhd->bhqk", q.float(), k.float().repeat_interleave(group, 2))
-        keep, nearest = decide_in_pairs(scores, grid, gate)
+        keep, nearest = decide(scores, grid, gate)
         out, _, kept = cuda.attend(q, k, v, softmax_scale=scale, causal=causal, gate=gate, return_stats=True)
         want = reference.attention(q, k, v, grid, softmax_scale=scale, blocks=BlockLists.from_mask(keep))[0]
         if nearest > 1e-4:
