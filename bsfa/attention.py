@@ -84,7 +84,7 @@ def attend(
     if blocks is not None:
         _check_blocks(blocks, q, grid, gate)
     if engine == "cuda":
-        _check_cuda(q, window_size, softcap, gate)
+        _check_cuda(q, window_size, softcap)
     resolved = gate.resolve(grid, q.shape[2], q.device) if gate is not None else None
     with torch.no_grad():
         if engine == "cuda":
@@ -231,14 +231,9 @@ def pick_backend(backend: str, device: torch.device) -> str:
     return backend
 
 
-def _check_cuda(q: torch.Tensor, window_size: tuple[int, int], softcap: float, gate: Gate | None = None) -> None:
-    """What `bsfa.cuda` would refuse, or would decide otherwise than the definition."""
+def _check_cuda(q: torch.Tensor, window_size: tuple[int, int], softcap: float) -> None:
+    """What `bsfa.cuda` would refuse."""
     cuda.check(q)
-    if gate is not None and gate.is_relative:
-        raise NotImplementedError(
-            "the CUDA kernels decide two blocks at a time against one running statistic, the definition decides them "
-            "one after the other: a gate with a relative part needs backend='reference'"
-        )
     if tuple(window_size) != (-1, -1) or softcap:
         raise NotImplementedError(
             f"the CUDA kernels have neither sliding windows nor soft caps (window_size={tuple(window_size)}, "

@@ -3,7 +3,9 @@
 // One CTA computes one query block (128 rows) of one head. It visits key blocks (64 keys) two at a time, a *step*: the
 // exact scores S = Q K^T of both (128 x 128), then one decision for each 64-key half over all 128 rows: is any scaled
 // score not below the bar max(threshold, r[row] + relative)? A kept half goes through softmax and P V; a skipped one is
-// done, and its V is never read. Both halves of a step are decided against the r[row] from before the step.
+// done, and its V is never read. The halves are decided one after the other: a warp votes on the half visited later
+// twice, by the bar before the step and by the bar as the other half would raise it, and the joint decision on the first
+// half says which of the two counts.
 //
 // Warpgroups (128 threads each; setmaxnreg gives the consumers the producer's registers)
 //   0        producer, one warp of it: Q once; K two blocks a step, with what the consumers must know of the step; V of
@@ -13,29 +15,28 @@
 // A consumer is one S ahead of the decision. While S(j+1) is on the tensor cores it learns the decision on step j, whose
 // votes all eight warps have posted, and does softmax(j) and O += P(j) V(j):
 //
-//   tensor cores   | S(j+1)                  | P(j) V(j)            | S(j+2) ...
-//   registers      | joint(j)  softmax(j)    | maxima, vote (j+1)   | joint(j+1) ...
+//   tensor cores   | S(j+1)                             | P(j) V(j)            | S(j+2)
+//   registers      | joint(j)  softmax(j)  await K(j+2) | maxima, vote (j+1)   | joint(j+1) ...
 //
-// A skipped step starts S(j+2) at once, in the registers of S(j), so that the tensor cores have work during the vote.
-// A warp whose own 16 rows keep all of a step does not wait for the other votes.
+// Nothing is in flight from one step to the next, so the two consumers drift half a step apart and one's products cover
+// the other's maxima and vote; a vote has a whole S to travel. A warp whose own 16 rows keep all of a step does not wait
+// for the other votes.
 //
 // Shared memory (offsets in `Layout`)
 //   Q              128 x D, as D/64 panels of 128 rows x 64 columns, 128-byte swizzle (as all tiles here)
 //   K ring         kStages x (128 keys x D), the step's half 0 in rows 0-63 of each panel
 //   V ring         kSlots x (64 keys x D), one kept block a slot
-//   step ring      kRing x two words (see `Step`): block number and flags of each half
+//   step ring      kRing x two words (see `Step`): what a step's halves are
 //   exchange       kRing x eight warps x 8 bytes: the votes on a step (for block maxima, their values)
 //   work           the CTA's `Work`
 //
-// Barriers (mbarriers, but for the last)
+// Barriers (mbarriers)
 //   q_full         producer (TMA bytes)     -> consumers, once
 //   k_full[stage]  producer (TMA bytes)     -> consumers: K and the step's words are there
 //   k_empty[stage] eight consumer warps     -> producer: S is computed, the words are read
 //   v_full[slot]   producer (TMA bytes)     -> consumers
 //   v_empty[slot]  eight consumer warps     -> producer; ungated calls only
 //   voted[ring]    eight consumer warps     -> consumers and producer: the votes on a step are in the exchange
-//   named 1, 2     one consumer has done a softmax and issued its P V -> the other may begin its own: the exponentials
-//                  of one run under the products of the other
 //
 // With a gate, V's slot is free by construction: it last held the kept block four before, which belongs to step j-2 or
 // earlier, and a warp votes on step j after its P V of step j-2. Rings of kRing steps outlast any drift: no warp can be
@@ -90,12 +91,39 @@ struct Arguments {
   float scale;                    // softmax scale, positive
 };
 
-// One half of a step as the producer describes it: block number in the low bits, flags above.
+// What a warp says about a step, one byte; the bitwise or over the eight warps decides. Bit h speaks of half h.
+struct Vote {
+  static constexpr u32 wants = 1;         // a score reaches the bar that stands before the step
+  static constexpr u32 still_wants = 4;   // in the half visited later: reaches the bar as the other half, kept, raises it
+  static constexpr u32 forced = 8;        // kept whatever its scores   (this and the rest are the same from every warp)
+  static constexpr u32 valid = 32;        // there is such a half
+  static constexpr u32 swapped = 128;     // half 1 is visited before half 0
+
+  // The halves kept: the one visited first by the bar before the step, the other by the bar that came of the first.
+  static __device__ __forceinline__ u32 kept(u32 vote) {
+    u32 first = vote & swapped ? 2 : 1;
+    u32 plain = vote | vote / forced;
+    u32 raised = (vote & still_wants ? 3 : 0) | vote / forced;
+    u32 keep = plain & first;
+    keep |= (keep ? raised : plain) & (3 - first);
+    return keep & vote / valid;
+  }
+};
+
+// A visited block as the producer describes it, and the two of a step as the consumers read them: the block numbers, with
+// what every warp's vote begins with above the first, and what needs a mask above the second.
 struct Step {
-  static constexpr u32 valid = 1u << 31;   // there is such a block
-  static constexpr u32 forced = 1u << 30;  // kept whatever its scores
-  static constexpr u32 masked = 1u << 29;  // some entry of it is hidden from some row
-  static constexpr u32 block = masked - 1;
+  static constexpr u32 valid = 1u << 31, forced = 1u << 30, masked = 1u << 29;
+  static constexpr u32 block = (1u << 24) - 1;
+
+  static __device__ __forceinline__ u64 pack(u32 first, u32 second, bool swapped) {
+    u32 vote = (first >> 31) * Vote::valid | (second >> 31) * (Vote::valid << 1) | (first >> 30 & 1) * Vote::forced |
+               (second >> 30 & 1) * (Vote::forced << 1) | (swapped ? Vote::swapped : 0);
+    return u64((second & block) | (first & masked) << 1 | (second & masked) << 2) << 32 | (first & block) | vote << 24;
+  }
+  static __device__ __forceinline__ u32 vote(u64 words) { return u32(words) >> 24; }
+  static __device__ __forceinline__ u32 number(u64 words, int half) { return u32(words >> 32 * half) & block; }
+  static __device__ __forceinline__ u32 hidden(u64 words) { return u32(words >> 62); }  // bit h: half h needs a mask
 };
 
 template <int D> struct Layout {
@@ -183,16 +211,11 @@ struct Work {
 };
 
 // The decision on a step once every consumer warp has voted: bit h is set where half h is kept.
-template <int D, Mode M> __device__ __forceinline__ u32 decide(u32 base, u64 words, int step) {
+template <int D> __device__ __forceinline__ u32 decide(u32 base, int step) {
   using L = Layout<D>;
-  u32 first = u32(words), second = u32(words >> 32);
-  u32 valid = first >> 31 | (second >> 31) << 1;
-  if constexpr (M == Mode::all) return valid;
   mbarrier_wait(base + L::voted + 8 * (step % kRing), (step / kRing) & 1);
-  if constexpr (M == Mode::maxima) return valid;
-  u32 vote = load_shared_byte(base + L::exchange + (step % kRing) * kConsumerWarps * 8 + threadIdx.x % kConsumerWarps);
-  u32 keep = u32(__any_sync(~0u, vote & 1)) | u32(__any_sync(~0u, vote & 2)) << 1;
-  return valid & (keep | (first >> 30 & 1) | (second >> 29 & 2));
+  return Vote::kept(__reduce_or_sync(
+      ~0u, load_shared_byte(base + L::exchange + (step % kRing) * kConsumerWarps * 8 + threadIdx.x % kConsumerWarps)));
 }
 
 // The producer: one warp. Its lanes describe 32 blocks at once, lane 0 issues the copies.
@@ -216,7 +239,7 @@ __device__ __forceinline__ void produce(const Arguments& a, const Work& work, u3
   int kept = 0;
   auto load_v = [&](int step) {
     u64 words = load_shared(base + L::steps + 8 * (step % kRing));
-    u32 keep = decide<D, M>(base, words, step);
+    u32 keep = kGated ? decide<D>(base, step) : Step::vote(words) / Vote::valid;
     for (int half = 0; half < 2; half++) {
       if (!(keep >> half & 1)) continue;
       int slot = kept % kSlots;
@@ -225,7 +248,7 @@ __device__ __forceinline__ void produce(const Arguments& a, const Work& work, u3
       if (lane == 0) {
         mbarrier_expect(full, L::v_bytes);
         copy_tile(base + L::v + slot * L::v_bytes, &a.v, full, 0,
-                  k_start + int((half ? words >> 32 : words) & Step::block) * kBlockK, 0, kv_head, packed_batch);
+                  k_start + int(Step::number(words, half)) * kBlockK, 0, kv_head, packed_batch);
       }
       kept++;
     }
@@ -237,7 +260,8 @@ __device__ __forceinline__ void produce(const Arguments& a, const Work& work, u3
     u32 words[2] = {__shfl_sync(~0u, described, 2 * step % kWarp), __shfl_sync(~0u, described, 2 * step % kWarp + 1)};
     int first = words[0] & Step::block, second = words[1] & Step::block;
     bool pair = words[1] & Step::valid && (first - second == 1 || second - first == 1);
-    if (pair && second < first) {  // neighbours travel as one tile, in ascending order
+    bool swapped = pair && second < first;
+    if (swapped) {  // neighbours travel as one tile, in ascending order
       u32 swap = words[0];
       words[0] = words[1];
       words[1] = swap;
@@ -248,7 +272,7 @@ __device__ __forceinline__ void produce(const Arguments& a, const Work& work, u3
     u32 tile = base + L::k + stage * L::k_bytes;
     mbarrier_wait(base + L::k_empty + 8 * stage, ((step / kStages) & 1) ^ 1);
     if (lane == 0) {
-      store_shared(base + L::steps + 8 * (step % kRing), u64(words[1]) << 32 | words[0]);
+      store_shared(base + L::steps + 8 * (step % kRing), Step::pack(words[0], words[1], swapped));
       if (pair) {
         mbarrier_expect(full, L::k_bytes);
         copy_tile(tile, &a.k_step, full, 0, k_start + first * kBlockK, 0, kv_head, packed_batch);
@@ -272,8 +296,8 @@ __device__ __forceinline__ void produce(const Arguments& a, const Work& work, u3
 // A step's scores as its consumer sees them beside the accumulator.
 struct Seen {
   float largest[2][2];  // [half][row], over this thread's columns
-  u64 words;            // the step's two words
-  u32 vote;             // what this warp's rows ask for: bit h for half h
+  u64 words;            // `Step`
+  u32 vote;             // this warp's `Vote`
 };
 
 template <class T, int D, Mode M>
@@ -310,30 +334,33 @@ __device__ __forceinline__ void consume(const Arguments& a, const Work& work, u3
 
   // ---- the pieces of a step --------------------------------------------------------------------------------------
 
-  // Starts S(step). Past the last step it computes on a stale stage, and nobody looks at the result: cheaper than a
-  // branch around instructions in flight.
-  auto start_scores = [&](float(&s)[64], Seen& seen, int step) {
+  // K of a step, once it is there. Past the last step that is a stale stage, and nobody looks at what comes of it:
+  // cheaper than a branch around instructions in flight.
+  auto keys = [&](int step) -> u64 {
     int stage = step % kStages;
     if (step < n) mbarrier_wait(base + L::k_full + 8 * stage, (step / kStages) & 1);
+    return tile_descriptor(base + L::k + stage * L::k_bytes);
+  };
+
+  // Starts S = Q K^T.
+  auto start_scores = [&](float(&s)[64], u64 k) {
     u64 q = tile_descriptor(base + L::q + consumer * (L::q_panel / 2));
-    u64 k = tile_descriptor(base + L::k + stage * L::k_bytes);
     wgmma_fence();
 #pragma unroll
     for (int c = 0; c < D; c += 16)
       wgmma_ss<T>(s, advance(q, (c / kPanel) * L::q_panel + (c % kPanel) * 2),
                   advance(k, (c / kPanel) * L::k_panel + (c % kPanel) * 2), c != 0);
     wgmma_commit();
-    if (step < n) seen.words = load_shared(base + L::steps + 8 * (step % kRing));
   };
 
   // Hides what row `row` does not see of a masked half; a row that sees none of it must not vote.
-  auto mask_half = [&](float(&s)[64], int half, u32 word, float(&bar)[2]) {
+  auto mask_half = [&](float(&s)[64], int half, u64 words, float(&bar)[2]) {
 #pragma unroll
     for (int r = 0; r < 2; r++) {
       int at = row + 8 * r;
       int last = at < work.q_length ? work.k_length - 1 : -1;
       if (a.causal) last = min(last, work.offset + at);
-      last -= int(word & Step::block) * kBlockK;
+      last -= int(Step::number(words, half)) * kBlockK;
       if (last < 0) bar[r] = infinity();
       last -= 2 * (lane % 4);
 #pragma unroll
@@ -344,19 +371,43 @@ __device__ __forceinline__ void consume(const Arguments& a, const Work& work, u3
     }
   };
 
+  // Does the half visited later reach its bar once the other one is kept and r[row] has grown by it?
+  auto still_wants = [&](const float(&s)[64], const Seen& seen, bool swapped, const float(&bar)[2], bool wants) {
+    if (!__any_sync(~0u, wants)) return false;  // r[row] only rises
+    bool still = false;
+#pragma unroll
+    for (int r = 0; r < 2; r++) {
+      float raised = max_nan(row_max[r], quad_max(swapped ? seen.largest[1][r] : seen.largest[0][r]));
+      if constexpr (M == Mode::gate_lse) {
+        float shift = raised == -infinity() ? 0.f : raised * scale_log2;
+        float sum = row_sum[r] * exp2_approx(fmaf(row_max[r], scale_log2, -shift));
+#pragma unroll
+        for (int i = 0; i < 16; i++) {
+          int at = (i / 2) * 4 + 2 * r + i % 2;
+          sum += exp2_approx(fmaf(swapped ? s[32 + at] : s[at], scale_log2, -shift));
+        }
+        raised += log2_approx(quad_sum(sum)) / scale_log2;
+      }
+      float own = swapped ? seen.largest[0][r] : seen.largest[1][r];
+      still |= !(own < (bar[r] == infinity() ? bar[r] : fmaxf(threshold, raised + relative)));
+    }
+    return still;
+  };
+
   // S(step) is complete: free its stage, mask, take the maxima, post this warp's vote.
   auto post = [&](float(&s)[64], Seen& seen, int step) {
-    if (step >= n) return;
-    __syncwarp();
-    if (lane == 0) mbarrier_arrive(base + L::k_empty + 8 * (step % kStages));
+    seen.vote = 0;
+    if (step >= n) return;  // past the last step nothing is kept
     float bar[2][2];  // [half][row]
 #pragma unroll
     for (int r = 0; r < 2; r++)
       bar[0][r] = bar[1][r] = fmaxf(threshold, (M == Mode::gate_lse ? row_lse[r] : row_max[r]) + relative);
-    u32 first = u32(seen.words), second = u32(seen.words >> 32);
-    if ((first | second) & Step::masked) {
-      mask_half(s, 0, first, bar[0]);
-      mask_half(s, 1, second, bar[1]);
+    const u64 words = seen.words;
+    __syncwarp();  // all lanes have read the words
+    mbarrier_arrive_if(lane == 0, base + L::k_empty + 8 * (step % kStages));
+    if (Step::hidden(words)) {
+      if (Step::hidden(words) & 1) mask_half(s, 0, words, bar[0]);
+      if (Step::hidden(words) & 2) mask_half(s, 1, words, bar[1]);
     }
 #pragma unroll
     for (int half = 0; half < 2; half++)
@@ -368,15 +419,20 @@ __device__ __forceinline__ void consume(const Arguments& a, const Work& work, u3
         seen.largest[half][r] = x;
       }
     u32 slot = base + L::exchange + (step % kRing) * kConsumerWarps * 8;
+    u32 vote = Step::vote(words);
     if constexpr (kGated) {
-      seen.vote = 0;
+      bool wants[2], still;
 #pragma unroll
-      for (int half = 0; half < 2; half++) {
-        bool any = !(seen.largest[half][0] < bar[half][0]) || !(seen.largest[half][1] < bar[half][1]);
-        seen.vote |= u32(__any_sync(~0u, any)) << half;
-      }
-      if (lane == 0) store_shared_byte(slot + warp, seen.vote);
+      for (int half = 0; half < 2; half++)
+        wants[half] = !(seen.largest[half][0] < bar[half][0]) || !(seen.largest[half][1] < bar[half][1]);
+      bool swapped = vote & Vote::swapped;
+      still = swapped ? wants[0] : wants[1];
+      if (a.relative)
+        still = swapped ? still_wants(s, seen, true, bar[0], still) : still_wants(s, seen, false, bar[1], still);
+      vote |= (wants[0] ? Vote::wants : 0) | (wants[1] ? Vote::wants << 1 : 0) | (still ? Vote::still_wants : 0);
     }
+    seen.vote = __reduce_or_sync(~0u, vote);
+    if (kGated) store_shared_byte_if(lane == 0, slot + warp, seen.vote);
     if constexpr (M == Mode::maxima) {
       u32 largest[2];
 #pragma unroll
@@ -388,16 +444,26 @@ __device__ __forceinline__ void consume(const Arguments& a, const Work& work, u3
       }
       if (lane == 0) store_shared(slot + warp * 8, u64(largest[1]) << 32 | largest[0]);
     }
-    if (kVotes && lane == 0) mbarrier_arrive(base + L::voted + 8 * (step % kRing));
+    if (kVotes) mbarrier_arrive_if(lane == 0, base + L::voted + 8 * (step % kRing));
   };
 
   // The decision on a step. A warp whose own rows keep all of it need not wait for the others.
   auto joint = [&](const Seen& seen, int step) -> u32 {
-    u32 first = u32(seen.words), second = u32(seen.words >> 32);
-    u32 keep = first >> 31 | (second >> 31) << 1;
-    if (!kGated || (keep & ~(seen.vote | (first >> 30 & 1) | (second >> 29 & 2))) != 0)
-      keep = decide<D, M>(base, seen.words, step);
-    return __shfl_sync(~0u, keep, 0);
+    u32 valid = seen.vote / Vote::valid & 3;
+    if constexpr (!kGated) {
+      if (kVotes && valid) mbarrier_wait(base + L::voted + 8 * (step % kRing), (step / kRing) & 1);
+      return valid;
+    }
+    return Vote::kept(seen.vote) == valid ? valid : decide<D>(base, step);
+  };
+
+  // P V of `blocks` kept blocks is done.
+  auto release_v = [&](int blocks) {
+    if constexpr (M == Mode::all) {
+      if (lane == 0)
+        for (int i = 0; i < blocks; i++) mbarrier_arrive(base + L::v_empty + 8 * ((kept + i) % kSlots));
+    }
+    kept += blocks;
   };
 
   // Softmax of halves First .. First + Count - 1 and the start of O += P V over them.
@@ -413,7 +479,6 @@ __device__ __forceinline__ void consume(const Arguments& a, const Work& work, u3
       row_max[r] = now;
       row_sum[r] *= correction[r];
     }
-    barrier_sync(1 + consumer, 256);
     u32 p[16 * Count];
 #pragma unroll
     for (int i = 0; i < 8 * Count; i++)
@@ -441,13 +506,13 @@ __device__ __forceinline__ void consume(const Arguments& a, const Work& work, u3
         wgmma_rs<T>(o, p + 16 * half + 4 * k, advance(v, k * 16 * kPanel * 2));
     }
     wgmma_commit();
-    barrier_arrive(1 + (1 - consumer), 256);
   };
 
   // ---- the loop --------------------------------------------------------------------------------------------------
 
   // The largest scores of step j's halves over all 128 rows, from what the eight warps posted.
-  auto write_maxima = [&](const Seen& seen, u32 valid, int step) {
+  auto write_maxima = [&](u32 valid, int step) {
+    u64 words = load_shared(base + L::steps + 8 * (step % kRing));
     if (consumer == 0 && thread < 2 && (valid >> thread & 1)) {
       float largest = -infinity();
       for (int i = 0; i < kConsumerWarps; i++) {
@@ -456,60 +521,51 @@ __device__ __forceinline__ void consume(const Arguments& a, const Work& work, u3
       }
       i64 q_blocks = (a.q_length + kBlockQ - 1) / kBlockQ, k_blocks = (a.k_length + kBlockK - 1) / kBlockK;
       i64 q_block = (i64(work.batch) * a.q_heads + work.head) * q_blocks + work.q_block;
-      a.maxima[q_block * k_blocks + (u32(thread ? seen.words >> 32 : seen.words) & Step::block)] = largest * a.scale;
+      a.maxima[q_block * k_blocks + Step::number(words, thread)] = largest * a.scale;
     }
   };
 
-  // P V of `blocks` kept blocks is done.
-  auto release_v = [&](int blocks) {
-    if constexpr (M == Mode::all) {
-      if (lane == 0)
-        for (int i = 0; i < blocks; i++) mbarrier_arrive(base + L::v_empty + 8 * ((kept + i) % kSlots));
-    }
-    kept += blocks;
-  };
-
-  // Finishes step j, whose scores are in `s` and voted on, and brings S(j+1), in flight into `t`, to the same point.
-  // With `Next`, S(j+2) is in flight into `s` on return; a skipped step starts it at once, so that the tensor cores have
-  // work during the vote. Each path holds its own waits: ptxas keeps wgmma asynchronous across a branch only where every
-  // path accounts for what is in flight, and never around a loop.
-  auto finish = [&]<bool Next>(float(&s)[64], Seen& now, float(&t)[64], Seen& next, int j) {
+  // Finishes step j, whose scores are in `s` and voted on, and brings step j+1, in `t`, to the same point; `k` goes on from
+  // K of step j+1 to K of step j+2. Each path waits for itself: ptxas keeps wgmma asynchronous across a branch only where
+  // every path accounts for what is in flight, and never around a loop.
+  u64 k = 0;
+  auto finish = [&](float(&s)[64], Seen& now, float(&t)[64], Seen& next, int j) {
+    start_scores(t, k);
+    next.words = load_shared(base + L::steps + 8 * ((j + 1) % kRing));
     u32 keep = joint(now, j);
     auto keep_path = [&]<int First, int Count>() {
       attend.template operator()<First, Count>(s, now);
       wgmma_wait<1>();  // S(j+1)
       post(t, next, j + 1);
+      k = keys(j + 2);
       wgmma_wait<0>();  // P V
       release_v(Count);
-      if constexpr (Next) start_scores(s, now, j + 2);
     };
-    if (M != Mode::maxima && keep == 3) keep_path.template operator()<0, 2>();
-    else if (M != Mode::maxima && keep == 1) keep_path.template operator()<0, 1>();
-    else if (M != Mode::maxima && keep == 2) keep_path.template operator()<1, 1>();
-    else {
-      if constexpr (M == Mode::maxima) write_maxima(now, keep, j);
-      if constexpr (Next) {
-        start_scores(s, now, j + 2);
-        wgmma_wait<1>();  // S(j+1)
-      } else {
-        wgmma_wait<0>();
-      }
+    if (M == Mode::maxima || keep == 0) {
+      if constexpr (M == Mode::maxima) write_maxima(keep, j);
+      k = keys(j + 2);
+      wgmma_wait<0>();
       post(t, next, j + 1);
+    } else if (!(keep & 1)) {
+      keep_path.template operator()<1, 1>();
+    } else if (!(keep & 2)) {
+      keep_path.template operator()<0, 1>();
+    } else {
+      keep_path.template operator()<0, 2>();
     }
   };
 
   if (n > 0) {
     Seen seen_even, seen_odd;
     mbarrier_wait(base + L::q_full, 0);
-    if (M != Mode::maxima && consumer == 1) barrier_arrive(1, 256);  // consumer 0 has the first turn
-    start_scores(even, seen_even, 0);
+    start_scores(even, keys(0));
+    seen_even.words = load_shared(base + L::steps);
+    k = keys(1);
     wgmma_wait<0>();
     post(even, seen_even, 0);
     for (int j = 0; j < n; j += 2) {
-      start_scores(odd, seen_odd, j + 1);
-      finish.template operator()<true>(even, seen_even, odd, seen_odd, j);
-      if (j + 1 < n) finish.template operator()<false>(odd, seen_odd, even, seen_even, j + 1);
-      else wgmma_wait<0>();
+      finish(even, seen_even, odd, seen_odd, j);
+      finish(odd, seen_odd, even, seen_even, j + 1);
     }
   }
 

@@ -1,4 +1,4 @@
-// Thin names for the Hopper instructions the mainloop uses: mbarriers, bulk tensor copies, wgmma, named barriers.
+// Thin names for the Hopper instructions the mainloop uses: mbarriers, bulk tensor copies, wgmma.
 // Shared-memory addresses are 32-bit throughout.
 #pragma once
 #include "common.cuh"
@@ -24,8 +24,9 @@ __device__ __forceinline__ u32 load_shared_byte(u32 address) {
   asm volatile("ld.shared.u8 %0, [%1];" : "=r"(byte) : "r"(address) : "memory");
   return byte;
 }
-__device__ __forceinline__ void store_shared_byte(u32 address, u32 byte) {
-  asm volatile("st.shared.u8 [%0], %1;" ::"r"(address), "r"(byte) : "memory");
+// From the lanes where `here` holds, without a branch.
+__device__ __forceinline__ void store_shared_byte_if(bool here, u32 address, u32 byte) {
+  asm volatile("{\n.reg .pred p;\nsetp.ne.b32 p, %2, 0;\n@p st.shared.u8 [%0], %1;\n}" ::"r"(address), "r"(byte), "r"(int(here)) : "memory");
 }
 
 // ---- mbarriers: `arrivals` arrive, then whoever waits on that phase's parity goes on -------------------------------
@@ -40,6 +41,9 @@ __device__ __forceinline__ void mbarrier_expect(u32 bar, u32 bytes) {
 }
 __device__ __forceinline__ void mbarrier_arrive(u32 bar) {
   asm volatile("mbarrier.arrive.shared::cta.b64 _, [%0];" ::"r"(bar) : "memory");
+}
+__device__ __forceinline__ void mbarrier_arrive_if(bool here, u32 bar) {
+  asm volatile("{\n.reg .pred p;\nsetp.ne.b32 p, %1, 0;\n@p mbarrier.arrive.shared::cta.b64 _, [%0];\n}" ::"r"(bar), "r"(int(here)) : "memory");
 }
 __device__ __forceinline__ void mbarrier_wait(u32 bar, u32 parity) {
   asm volatile(
@@ -59,14 +63,7 @@ __device__ __forceinline__ void copy_tile(u32 destination, const TensorMap* map,
       "[%2];" ::"r"(destination), "l"(map), "r"(bar), "r"(c0), "r"(c1), "r"(c2), "r"(c3), "r"(c4) : "memory");
 }
 
-// ---- named barriers: split arrive and sync over `threads` threads ------------------------------------------------
-__device__ __forceinline__ void barrier_arrive(int id, int threads) {
-  asm volatile("bar.arrive %0, %1;" ::"r"(id), "r"(threads) : "memory");
-}
-__device__ __forceinline__ void barrier_sync(int id, int threads) {
-  asm volatile("bar.sync %0, %1;" ::"r"(id), "r"(threads) : "memory");
-}
-
+// ---- registers of a warpgroup ------------------------------------------------------------------------------------
 template <int R> __device__ __forceinline__ void registers_grow() { asm volatile("setmaxnreg.inc.sync.aligned.u32 %0;" ::"n"(R)); }
 template <int R> __device__ __forceinline__ void registers_shrink() { asm volatile("setmaxnreg.dec.sync.aligned.u32 %0;" ::"n"(R)); }
 
