@@ -2,10 +2,10 @@
 
 from __future__ import annotations
 
-from dataclasses import dataclass
-
 import pytest
 import torch
+from torch.utils._python_dispatch import TorchDispatchMode
+from torch.utils._pytree import tree_leaves
 
 import bsfa
 from bsfa import InputError
@@ -72,13 +72,19 @@ def run(method: Method, call: Call) -> Attended:
     return method.bind(info(call.q.shape[2]))(call)
 
 
-@dataclass(frozen=True)
 class Asked(Call):
     """A call that answers with what it is asked to attend, and the log-sum-exp of it."""
 
     def attend(self, *, gate: Gate | None = None, blocks: BlockLists | None = None):
         options = {"causal": True, "window_size": self.window_size, "gate": gate, "blocks": blocks}
         return blocks, attend(self.q, self.k, self.v, return_lse=True, **options).lse
+
+
+class Chosen(Call):
+    """A call that answers with the lists it is given."""
+
+    def attend(self, *, gate: Gate | None = None, blocks: BlockLists | None = None):
+        return blocks
 
 
 @pytest.mark.parametrize("window_size", WINDOWS)
@@ -152,6 +158,29 @@ def test_a_rule_over_the_whole_prompt_refuses_a_chunk(method):
     call = prefill(300)
     with pytest.raises(NotImplementedError, match=rf"method={method.name} .* 100 queries over 300 keys.*in one piece"):
         run(method, Call(0, call.q[:, 200:], call.k, call.v))
+
+
+class LargestTensor(TorchDispatchMode):
+    """Bytes of the largest tensor that anything made."""
+
+    bytes = 0
+
+    def __torch_dispatch__(self, function, types, args=(), kwargs=None):
+        made = function(*args, **(kwargs or {}))
+        tensors = (x for x in tree_leaves(made) if isinstance(x, torch.Tensor))
+        self.bytes = max([self.bytes, *(x.untyped_storage().nbytes() for x in tensors)])
+        return made
+
+
+@every([method for method in SPARSE if not isinstance(method, Blasst)])
+def test_128k_tokens_in_half_precision_fit_on_a_gpu_and_nothing_waits_for_it(method):
+    meta = torch.device("meta")  # has shapes and types but no data: what reads a value fails
+    q, k = (torch.empty(1, 2**17, heads, 128, dtype=torch.bfloat16, device=meta) for heads in (32, 8))
+    model = ModelInfo("m", "f", 32, 8, 128, (meta,))
+    with LargestTensor() as largest:
+        blocks = method.bind(model)(Chosen(0, q, k, k))
+    assert blocks.counts.shape == (1, 32, 1024)
+    assert largest.bytes < 2.1 * 2**30
 
 
 @every(SPARSE + DENSE_LIMIT)
