@@ -19,6 +19,7 @@ from bsfa.attention import Attended
 from bsfa.errors import InputError
 from bsfa.gates import Gate
 from bsfa.methods.base import Attend, Call, Method
+from bsfa.methods.parameters import number
 from bsfa.model import ModelInfo
 
 
@@ -38,8 +39,7 @@ class Blasst(Method):
     name: ClassVar[str] = "blasst"
 
     def __post_init__(self) -> None:
-        if not 0 < self.factor < math.inf:
-            raise InputError(f"factor={self.factor}: it must be positive and finite, such as 32")
+        number("factor", self.factor, above=0, most=math.inf)
 
     def bind(self, model: ModelInfo) -> Attend:
         return self.attend

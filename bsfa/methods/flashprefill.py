@@ -21,8 +21,8 @@ from torch.nn.functional import pad
 
 from bsfa.attention import check_scale
 from bsfa.blocks import BlockGrid, BlockLists
-from bsfa.errors import InputError
 from bsfa.methods.base import Attend, Call, Method
+from bsfa.methods.parameters import number, whole
 from bsfa.model import ModelInfo
 from bsfa.selection import block_lists, mean_pool, query_chunks, refuse_chunks, scores
 
@@ -55,14 +55,10 @@ class FlashPrefill(Method):
     name: ClassVar[str] = "flashprefill"
 
     def __post_init__(self) -> None:
-        if not 0 < self.alpha <= 1:
-            raise InputError(f"alpha={self.alpha}: it must be above 0 and at most 1, such as 0.12")
-        if self.window_blocks < 1:
-            raise InputError(f"window_blocks={self.window_blocks}: at least 1, the diagonal block")
-        if self.sink_blocks < 0 or self.last_full_blocks < 0:
-            raise InputError(
-                f"sink_blocks={self.sink_blocks}, last_full_blocks={self.last_full_blocks}: neither may be negative"
-            )
+        number("alpha", self.alpha, above=0, most=1)
+        whole("sink_blocks", self.sink_blocks, 0)
+        whole("window_blocks", self.window_blocks, 1)
+        whole("last_full_blocks", self.last_full_blocks, 0)
 
     def bind(self, model: ModelInfo) -> Attend:
         return lambda call: call.attend(blocks=self.select(call))

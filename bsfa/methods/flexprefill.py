@@ -21,8 +21,8 @@ import torch
 
 from bsfa.attention import check_scale
 from bsfa.blocks import BlockGrid, BlockLists
-from bsfa.errors import InputError
 from bsfa.methods.base import Attend, Call, Method
+from bsfa.methods.parameters import number, whole
 from bsfa.model import ModelInfo
 from bsfa.selection import (
     block_lists,
@@ -61,12 +61,9 @@ class FlexPrefill(Method):
     name: ClassVar[str] = "flexprefill"
 
     def __post_init__(self) -> None:
-        if not 0 < self.gamma <= 1:
-            raise InputError(f"gamma={self.gamma}: it must be above 0 and at most 1, such as 0.95")
-        if not 0 <= self.tau <= 1:
-            raise InputError(f"tau={self.tau}: it must be from 0 to 1, such as 0.1")
-        if self.min_budget < 1:
-            raise InputError(f"min_budget={self.min_budget}: it must be at least 1 token")
+        number("gamma", self.gamma, above=0, most=1)
+        number("tau", self.tau, least=0, most=1)
+        whole("min_budget", self.min_budget, 1)
 
     def bind(self, model: ModelInfo) -> Attend:
         return lambda call: call.attend(blocks=self.select(call))

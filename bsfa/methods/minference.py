@@ -12,6 +12,7 @@ grid, is a lower bound of theirs. Many scattered verticals cost a block each.
 
 from __future__ import annotations
 
+import math
 from collections.abc import Sequence
 from dataclasses import dataclass, replace
 from typing import ClassVar
@@ -20,8 +21,8 @@ import torch
 from torch.nn.functional import pad
 
 from bsfa.blocks import BlockGrid, BlockLists
-from bsfa.errors import InputError
 from bsfa.methods.base import Attend, Call, Method
+from bsfa.methods.parameters import number
 from bsfa.model import ModelInfo
 from bsfa.patterns import A_SHAPE, BLOCK_SPARSE, VERTICAL_SLASH, Pattern, Patterns
 from bsfa.selection import (
@@ -64,8 +65,7 @@ class MInference(Method):
     name: ClassVar[str] = "minference"
 
     def __post_init__(self) -> None:
-        if self.ratio <= 0:
-            raise InputError(f"ratio={self.ratio}: it must be above 0; 1 is the published strength")
+        number("ratio", self.ratio, above=0, most=math.inf)
 
     def bind(self, model: ModelInfo) -> Attend:
         published = Patterns(((PUBLISHED,) * model.n_heads,) * model.n_layers)

@@ -23,8 +23,8 @@ from torch.nn.functional import normalize
 
 from bsfa.attention import check_scale
 from bsfa.blocks import BLOCK_K, BLOCK_Q, BlockLists
-from bsfa.errors import InputError
 from bsfa.methods.base import Attend, Call, Method
+from bsfa.methods.parameters import number
 from bsfa.model import ModelInfo
 from bsfa.selection import band, mean_pool, refuse_chunks, scores, select, visible
 
@@ -41,8 +41,7 @@ class PooledScores(Method):
     similarity: float
 
     def __post_init__(self) -> None:
-        if not -1 <= self.similarity <= 1:
-            raise InputError(f"similarity={self.similarity}: a cosine, from -1 to 1")
+        number("similarity", self.similarity, least=-1, most=1)
 
     def bind(self, model: ModelInfo) -> Attend:
         return lambda call: call.attend(blocks=self.select(call))
@@ -90,8 +89,7 @@ class SpargeAttn(PooledScores):
 
     def __post_init__(self) -> None:
         super().__post_init__()
-        if not 0 <= self.cdf <= 1:
-            raise InputError(f"cdf={self.cdf}: a share of mass, from 0 to 1")
+        number("cdf", self.cdf, least=0, most=1)
 
     def rule(self, ordered: torch.Tensor) -> torch.Tensor:
         ranks = torch.arange(ordered.shape[-1], device=ordered.device)
@@ -118,8 +116,7 @@ class SpargeAttnTopK(PooledScores):
 
     def __post_init__(self) -> None:
         super().__post_init__()
-        if not 0 <= self.share <= 1:
-            raise InputError(f"share={self.share}: a share of the key blocks, from 0 to 1")
+        number("share", self.share, least=0, most=1)
 
     def rule(self, ordered: torch.Tensor) -> torch.Tensor:
         ranks = torch.arange(ordered.shape[-1], device=ordered.device)

@@ -23,6 +23,7 @@ from bsfa.attention import check_scale
 from bsfa.blocks import BlockGrid, BlockLists
 from bsfa.errors import InputError
 from bsfa.methods.base import Attend, Call, Method
+from bsfa.methods.parameters import number, whole
 from bsfa.model import ModelInfo
 from bsfa.selection import band, block_lists, query_chunks, scores, select, visible
 
@@ -47,10 +48,10 @@ class XAttention(Method):
     name: ClassVar[str] = "xattention"
 
     def __post_init__(self) -> None:
-        if not 0 < self.threshold <= 1:
-            raise InputError(f"threshold={self.threshold}: it must be above 0 and at most 1, such as 0.9")
-        if self.stride < 1 or BLOCK % self.stride:
-            raise InputError(f"stride={self.stride}: it must divide {BLOCK}, such as 8 or 16")
+        number("threshold", self.threshold, above=0, most=1)
+        whole("stride", self.stride, 1)
+        if BLOCK % self.stride:
+            raise InputError(f"stride={self.stride} must divide {BLOCK}, such as 8 or 16")
 
     def bind(self, model: ModelInfo) -> Attend:
         return lambda call: call.attend(blocks=self.select(call))
