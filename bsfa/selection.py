@@ -35,6 +35,15 @@ def band(grid: BlockGrid, device: torch.device) -> torch.Tensor:
     return visible(grid, device) & (start + grid.block_k > first.clamp(min=0))
 
 
+def full(grid: BlockGrid, device: torch.device) -> torch.Tensor:
+    """The blocks of which every query sees every entry: bool (n_q, n_k), `BlockGrid.full` as a mask."""
+    first, start = _first_query(grid, device), _first_key(grid, device)
+    last = (first + grid.block_q).clamp(max=grid.seqlen_k) - 1
+    seen = visible(grid, device) & (start + grid.block_k <= first + 1)
+    left = grid.window_size[0]
+    return seen if left < 0 else seen & (start >= last - left)
+
+
 def _first_query(grid: BlockGrid, device: torch.device) -> torch.Tensor:
     return grid.offset + torch.arange(0, grid.n_q * grid.block_q, grid.block_q, device=device)[:, None]
 

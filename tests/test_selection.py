@@ -9,7 +9,7 @@ from hypothesis import strategies as st
 from bsfa.attention import attend
 from bsfa.blocks import BlockGrid
 from bsfa.methods import Call
-from bsfa.selection import band, block_lists, diagonal_sums, highest, last_attention, mean_pool, scores, visible
+from bsfa.selection import band, block_lists, diagonal_sums, full, highest, last_attention, mean_pool, scores, visible
 
 CPU = torch.device("cpu")
 GRIDS = st.builds(
@@ -25,7 +25,8 @@ GRIDS = st.builds(
 
 @given(GRIDS)
 def test_masks_are_the_grids_ranges(grid):
-    for mask, blocks in ((visible(grid, CPU), grid.visible), (band(grid, CPU), grid.band)):
+    masks = ((visible(grid, CPU), grid.visible), (band(grid, CPU), grid.band), (full(grid, CPU), grid.full))
+    for mask, blocks in masks:
         assert mask.shape == (grid.n_q, grid.n_k)
         for i, row in enumerate(mask):
             assert row.nonzero().flatten().tolist() == list(blocks(i))

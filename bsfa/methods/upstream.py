@@ -1,8 +1,8 @@
 """Dense attention from its authors' own packages: what a speed-up has to be held against.
 
 `upstream_flash_attn` is FlashAttention-2 (flash-attn), `upstream_fa3` FlashAttention-3 for Hopper (fa3-fwd),
-`upstream_flex` PyTorch's FlexAttention with a block mask, `upstream_cudnn` cuDNN through PyTorch's SDPA. A package
-that is not installed, or a GPU that is not there, is one clear line when the method is bound to a model.
+`upstream_cudnn` cuDNN through PyTorch's SDPA; `bsfa.methods.upstream_flex` is FlexAttention. A package that is not
+installed, or a GPU that is not there, is one clear line when the method is bound to a model.
 """
 
 from __future__ import annotations
@@ -10,16 +10,13 @@ from __future__ import annotations
 from abc import abstractmethod
 from collections.abc import Callable
 from dataclasses import dataclass
-from functools import lru_cache
 from importlib import import_module
 from typing import Any, ClassVar
 
 import torch
 from torch.nn.attention import SDPBackend, sdpa_kernel
-from torch.nn.attention.flex_attention import BlockMask, create_block_mask, flex_attention
 
 from bsfa.attention import Attended, SkipStats
-from bsfa.blocks import BlockGrid
 from bsfa.errors import InputError
 from bsfa.methods.base import Attend, Call, Method
 from bsfa.methods.sdpa import sdpa
@@ -95,39 +92,6 @@ def flash(function: Callable[..., torch.Tensor]) -> Callable[[Call], torch.Tenso
         window_size=call.window_size,
         softcap=call.softcap,
     )
-
-
-@dataclass(frozen=True)
-class Flex(Upstream):
-    """``torch.nn.attention.flex_attention``, compiled, with the causal (and sliding) mask as a block mask."""
-
-    name: ClassVar[str] = "upstream_flex"
-
-    def load(self, model: ModelInfo) -> Callable[[Call], torch.Tensor]:
-        compiled = torch.compile(flex_attention)
-
-        def kernel(call: Call) -> torch.Tensor:
-            if call.softcap:
-                raise NotImplementedError(f"method={self.name} runs no softcap; use method=dense for this model")
-            q, k, v = (x.transpose(1, 2) for x in (call.q, call.k, call.v))
-            mask = flex_mask(call.grid, call.q.device)
-            grouped = call.q.shape[2] != call.k.shape[2]
-            out = compiled(q, k, v, block_mask=mask, scale=call.softmax_scale, enable_gqa=grouped)
-            return out.transpose(1, 2)
-
-        return kernel
-
-
-@lru_cache(maxsize=8)  # every layer of a prefill asks for the same
-def flex_mask(grid: BlockGrid, device: torch.device) -> BlockMask:
-    """What a call sees, for FlexAttention."""
-    left = grid.window_size[0] if grid.window_size[0] >= 0 else grid.seqlen_k
-
-    def seen(batch: torch.Tensor, head: torch.Tensor, row: torch.Tensor, key: torch.Tensor) -> torch.Tensor:
-        position = row + grid.offset
-        return (key <= position) & (key >= position - left)
-
-    return create_block_mask(seen, None, None, grid.seqlen_q, grid.seqlen_k, device=str(device))
 
 
 @dataclass(frozen=True)

@@ -5,10 +5,13 @@ from types import ModuleType
 
 import pytest
 import torch
+from torch.nn.attention.flex_attention import create_block_mask
 
 from bsfa import InputError
+from bsfa.blocks import BlockGrid
 from bsfa.methods import Call, Dense, Sdpa
-from bsfa.methods.upstream import Cudnn, FlashAttn2, FlashAttn3, Flex
+from bsfa.methods.upstream import Cudnn, FlashAttn2, FlashAttn3
+from bsfa.methods.upstream_flex import Flex, flex_mask
 from bsfa.model import ModelInfo
 
 CPU = ModelInfo("m", "f", 4, 2, 16, (torch.device("cpu"),))
@@ -55,6 +58,17 @@ def test_flex_attention_sees_what_the_call_sees(options, monkeypatch):
     monkeypatch.setattr(torch, "compile", lambda function, **options: function)
     call = prefill(**options)
     torch.testing.assert_close(Flex().bind(CPU)(call).out, Sdpa().bind(CPU)(call).out)
+
+
+@pytest.mark.parametrize("window_size", [(-1, -1), (200, 0)])
+@pytest.mark.parametrize(("queries", "keys"), [(512, 512), (256, 512), (300, 420)])
+def test_flex_attentions_blocks_are_those_of_its_own_mask(queries, keys, window_size):
+    mask = flex_mask(BlockGrid(queries, keys, True, window_size), torch.device("cpu"))
+    own = create_block_mask(mask.mask_mod, None, None, queries, keys, device="cpu")
+    assert torch.equal(mask.to_dense(), own.to_dense())
+    assert mask.shape == own.shape
+    if queries % 128 == keys % 128 == 0:  # a ragged block, which we call full, would be masked once more
+        assert torch.equal(mask.full_kv_num_blocks, own.full_kv_num_blocks)
 
 
 def test_flex_attention_has_no_softcap(monkeypatch):
