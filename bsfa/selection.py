@@ -2,8 +2,9 @@
 
 Everything is vectorised torch on the call's device and waits for no GPU. Nothing here grows with Sq * Sk beyond the
 block grid; where a rule needs more, `query_chunks` cuts its work into runs of query blocks. A rule stays at its own
-block size: it selects on a `BlockGrid` of that size and `block_lists` maps the outcome on to the kernels' blocks, which
-then cover all that the rule selected.
+block size: it selects on a `BlockGrid` of that size and `block_lists` maps the outcome on to the kernels' blocks,
+which then cover all that the rule selected. Comparisons are written so that a NaN keeps what it touches: bad input
+shows in the output, as it does in dense attention.
 """
 
 from __future__ import annotations

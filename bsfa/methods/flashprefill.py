@@ -75,7 +75,7 @@ class FlashPrefill(Method):
             refuse_chunks(call, self.name, "keeps all of a prompt's last query blocks (last_full_blocks=0 lets it go)")
         native = replace(call.grid, block_k=BLOCK)
         mass = self.log_mass(call, native)
-        keep = mass >= mass.amax(-1, keepdim=True) + math.log(self.alpha)
+        keep = ~(mass < mass.amax(-1, keepdim=True) + math.log(self.alpha))
         query = torch.arange(native.n_q, device=mass.device)[:, None]
         key = torch.arange(native.n_k, device=mass.device)[None, :]
         diagonal = (native.offset + query * native.block_q) // BLOCK  # of the first row

@@ -109,14 +109,14 @@ class FlexPrefill(Method):
     def count(self, tokens: torch.Tensor, aware: torch.Tensor) -> torch.Tensor:
         """Blocks to keep of a mass by token (B, Hq, Sk): int64 (B, Hq, 1)."""
         least = -(-self.min_budget // BLOCK)
-        covering = (tokens.sort(dim=-1, descending=True).values.cumsum(-1) <= self.gamma).sum(-1) + 1
+        covering = (~(tokens.sort(dim=-1, descending=True).values.cumsum(-1) > self.gamma)).sum(-1) + 1
         return (covering // BLOCK + 1).clamp(min=least).masked_fill(aware, least)[..., None]
 
     def query_aware(self, call: Call, native: BlockGrid, keys: torch.Tensor) -> torch.Tensor:
         """Blocks of the largest pooled attention, over all query blocks together: bool (B, Hq, n, n)."""
         dots = scores(mean_pool(call.q, BLOCK), keys, check_scale(call.q, call.softmax_scale))
         mass = dots.masked_fill_(~visible(native, dots.device), -torch.inf).softmax(-1)
-        cover = select(mass.flatten(2), lambda ordered: ordered.cumsum(-1) <= self.gamma * native.n_q)
+        cover = select(mass.flatten(2), lambda ordered: ~(ordered.cumsum(-1) > self.gamma * native.n_q))
         return cover.unflatten(2, mass.shape[2:])
 
 

@@ -58,10 +58,11 @@ class PooledScores(Method):
         grid, device = call.grid, call.q.device
         k = call.k - call.k.mean(1, keepdim=True)
         means = scores(mean_pool(call.q, BLOCK_Q), mean_pool(k, BLOCK_K), check_scale(call.q, call.softmax_scale))
-        odd_q = (cosine(call.q, BLOCK_Q) <= self.similarity)[..., None]
-        odd_k = (cosine(k, BLOCK_K) <= self.similarity).repeat_interleave(call.q.shape[2] // k.shape[2], 1)[:, :, None]
+        odd_q = ~(cosine(call.q, BLOCK_Q) > self.similarity)[..., None]
+        odd_k = ~(cosine(k, BLOCK_K) > self.similarity).repeat_interleave(call.q.shape[2] // k.shape[2], 1)[:, :, None]
         seen = visible(grid, device)
-        mass = means.masked_fill(odd_k | ~seen, -torch.inf).softmax(-1).nan_to_num(0.0)
+        out = odd_k | ~seen
+        mass = means.masked_fill(out, -torch.inf).softmax(-1).masked_fill(out, 0)
         keep = select(mass, self.rule) | odd_q | odd_k | band(grid, device)
         return BlockLists.from_mask(keep & seen)
 
@@ -93,7 +94,7 @@ class SpargeAttn(PooledScores):
 
     def rule(self, ordered: torch.Tensor) -> torch.Tensor:
         ranks = torch.arange(ordered.shape[-1], device=ordered.device)
-        return (ordered.cumsum(-1) <= self.cdf) | (ranks == 0)
+        return ~(ordered.cumsum(-1) > self.cdf) | (ranks == 0)
 
 
 @dataclass(frozen=True)

@@ -64,7 +64,7 @@ class XAttention(Method):
         forced[:, :1] = visible(native, mass.device)[:, :1]
         needed = self.threshold * mass.sum(-1, keepdim=True) - (mass * forced).sum(-1, keepdim=True)
         others = mass.masked_fill(forced, 0)
-        keep = select(others, lambda ordered: ordered.cumsum(-1) - ordered < needed) | forced
+        keep = select(others, lambda ordered: ~(ordered.cumsum(-1) - ordered >= needed)) | forced
         return block_lists(keep, native, call.grid)
 
     def mass(self, call: Call, native: BlockGrid) -> torch.Tensor:
@@ -85,7 +85,8 @@ class XAttention(Method):
         if native.window_size[0] >= 0:
             seen &= key + self.stride > position - native.window_size[0]
         scale = check_scale(call.q, call.softmax_scale) / self.stride
-        weights = scores(queries, keys, scale).masked_fill_(~seen, -torch.inf).softmax(-1).nan_to_num_(0.0)
+        weights = scores(queries, keys, scale).masked_fill_(~seen, -torch.inf).softmax(-1)
+        weights = weights.masked_fill_(~seen.any(-1, keepdim=True), 0)
         a_block = BLOCK // self.stride
         weights = pad(weights, (0, native.n_k * a_block - keys.shape[1], 0, len(blocks) * a_block - n))
         sums = weights.unflatten(-1, (native.n_k, a_block)).sum(-1).unflatten(2, (len(blocks), a_block))

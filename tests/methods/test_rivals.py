@@ -153,6 +153,21 @@ def test_blasst_decides_the_last_chunk_as_the_whole():
     torch.testing.assert_close(part.out, run(Blasst(250.0), call).out[:, 384:])
 
 
+@every([XAttention(0.5), FlashPrefill(0.9, 0, 1), FlexPrefill(0.3, min_budget=1), SpargeAttn(-1, 0.5)])
+def test_a_nan_shows_in_the_output_as_in_dense_attention(method):
+    call = prefill(900)
+    call.k[0, 333, 0, 0] = torch.nan
+    assert torch.equal(run(method, call).out.isnan(), run(Dense(), call).out.isnan())
+
+
+@every(IN_CHUNKS)
+def test_queries_before_the_first_key_get_nothing(method):
+    call = prefill(300)
+    found = run(method, Call(0, call.q, call.k[:, :140], call.v[:, :140]))
+    assert (found.out[:, :160] == 0).all()
+    assert (found.out[:, 160:] != 0).any(-1).all()
+
+
 @every(IN_ONE_PIECE)
 def test_a_rule_over_the_whole_prompt_refuses_a_chunk(method):
     call = prefill(300)
