@@ -61,8 +61,8 @@ class PooledScores(Method):
         odd_q = ~(cosine(call.q, BLOCK_Q) > self.similarity)[..., None]
         odd_k = ~(cosine(k, BLOCK_K) > self.similarity).repeat_interleave(call.q.shape[2] // k.shape[2], 1)[:, :, None]
         seen = visible(grid, device)
-        out = odd_k | ~seen
-        mass = means.masked_fill(out, -torch.inf).softmax(-1).masked_fill(out, 0)
+        unranked = odd_k | ~seen
+        mass = means.masked_fill(unranked, -torch.inf).softmax(-1).masked_fill(unranked, 0)
         keep = select(mass, self.rule) | odd_q | odd_k | band(grid, device)
         return BlockLists.from_mask(keep & seen)
 

@@ -69,7 +69,7 @@ class XAttention(Method):
 
     def mass(self, call: Call, native: BlockGrid) -> torch.Tensor:
         """The estimated attention of every block: fp64 (B, Hq, n_q, n_k), 0 where nothing is visible."""
-        keys = self._strided(call.k)
+        keys = self._groups(call.k).transpose(2, 3).flatten(3)
         entries = call.q.shape[0] * call.q.shape[2] * (BLOCK // self.stride) * keys.shape[1]
         parts = [self._mass(call, native, keys, blocks) for blocks in query_chunks(native, entries)]
         return torch.cat(parts, dim=2)
@@ -77,7 +77,7 @@ class XAttention(Method):
     def _mass(self, call: Call, native: BlockGrid, keys: torch.Tensor, blocks: range) -> torch.Tensor:
         rows = slice(native.rows(blocks[0]).start, native.rows(blocks[-1]).stop)
         keys = keys[:, : max(0, -(-(native.offset + rows.stop) // self.stride))]  # those after it are hidden
-        queries = self._strided(call.q[:, rows], reverse=True)
+        queries = self._groups(call.q[:, rows]).flip(2).transpose(2, 3).flatten(3)
         n = queries.shape[1]
         position = native.offset + rows.start + self.stride * torch.arange(n, device=keys.device)[:, None]
         key = self.stride * torch.arange(keys.shape[1], device=keys.device)[None, :]
@@ -92,8 +92,7 @@ class XAttention(Method):
         sums = weights.unflatten(-1, (native.n_k, a_block)).sum(-1).unflatten(2, (len(blocks), a_block))
         return sums.sum(3, dtype=torch.float64)
 
-    def _strided(self, x: torch.Tensor, reverse: bool = False) -> torch.Tensor:
-        """Every ``stride`` positions (B, S, H, D) as one vector, the last group filled up with zeros."""
+    def _groups(self, x: torch.Tensor) -> torch.Tensor:
+        """(B, S, H, D) -> (B, n, stride, H, D), the last group filled up with zeros."""
         n = -(-x.shape[1] // self.stride)
-        groups = pad(x, (0, 0, 0, 0, 0, n * self.stride - x.shape[1])).unflatten(1, (n, self.stride))
-        return (groups.flip(2) if reverse else groups).transpose(2, 3).flatten(3)
+        return pad(x, (0, 0, 0, 0, 0, n * self.stride - x.shape[1])).unflatten(1, (n, self.stride))
