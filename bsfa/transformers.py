@@ -95,7 +95,7 @@ def apply(
     info = describe(model)
     applied = Applied()
     adapter = _Adapter(method.bind(info), backend, clock, applied)
-    name = f"bsfa-{next(_serial)}-{method.name}"
+    name = f"bsfa-{next(_serial)}"  # and no more: one with "flash" in it would be looked up on the hub
     decoder = model.get_decoder()
     before = decoder.config._attn_implementation
     AttentionInterface.register(name, adapter.attention)

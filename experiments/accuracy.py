@@ -1,137 +1,99 @@
-"""Run a task's prompts through every method, taking turns in one process, and record each answer."""
+"""Run a task's prompts through every method and record each answer."""
 
 from __future__ import annotations
 
 import itertools
 import logging
-import sys
-import uuid
-from collections.abc import Sequence
-from contextlib import ExitStack
+from collections.abc import Callable, Sequence
 from dataclasses import dataclass
-from pathlib import Path
-from typing import Any
+from typing import Any, ClassVar
 
-import torch
 from hydra.utils import instantiate
 from omegaconf import DictConfig
-from tqdm import tqdm
-from tqdm.contrib.logging import logging_redirect_tqdm
+from transformers import PreTrainedTokenizerBase
 
 import bsfa
-from bsfa.attention import Backend, pick_backend
 from bsfa.clock import Clock, clock_for
 from bsfa.methods import Method
-from bsfa.model import describe
 from experiments import environment
-from experiments.config import plain
 from experiments.generation import generate
-from experiments.methods import Variant, variants
-from experiments.models import Loaded, ModelSource
-from experiments.records import Run, Store, Writer
 from experiments.statistics import summarise
+from experiments.sweep import Bench, Lane, Place, Subject, new_process, sweep
 from experiments.tasks.base import Sample, Task
-from experiments.tracking import Tracker
 
 log = logging.getLogger(__name__)
 
 
 def run(cfg: DictConfig) -> None:
-    """``python run.py experiment=niah`` and its like: finish every run, taking it up where it stopped."""
-    store = Store(Path(cfg.results))
-    tracker: Tracker = instantiate(cfg.tracker)
-    task: Task = instantiate(cfg.task)
-    source: ModelSource = instantiate(cfg.model)
-    planned = [
-        (variant, store.run(task.name, _identity(cfg, task, source, variant)))
-        for variant in variants(cfg, store, source)
-    ]
-    missing = [(variant, run) for variant, run in planned if not run.complete]
-    log.info("%s on %s: %d runs, %d of them to do", task.name, source.label, len(planned), len(missing))
-    if missing:
-        _finish(cfg, task, source, tracker, missing)
-
-
-def _identity(cfg: DictConfig, task: Task, source: ModelSource, variant: Variant) -> dict[str, Any]:
-    parameters = {key: value for key, value in plain(cfg.task).items() if key != "_target_"}
-    return {
-        "task": {"name": task.name, "version": task.version, **parameters, "data": task.data()},
-        "model": source.identity(),
-        "method": variant.identity(),
-        "backend": pick_backend(cfg.backend, torch.device(source.device)),
-    }
-
-
-def _finish(
-    cfg: DictConfig, task: Task, source: ModelSource, tracker: Tracker, missing: list[tuple[Variant, Run]]
-) -> None:
-    loaded = source.load()
-    loaded.check_length(task.longest(), "task.lengths")
-    info = describe(loaded.model)
-    next(task.make(loaded.tokenizer))  # no chat template, too short a length: known before calibration
-    methods = [variant.build(loaded) for variant, _ in missing]
-    for method in methods:
-        method.bind(info)  # refuses a method of another model before any sample is run
-    device = torch.device(source.device)
-    with ExitStack() as locks:
-        writers = [locks.enter_context(run.writing(environment.describe(device))) for _, run in missing]
-        bench = Bench(loaded, task, cfg.backend, device)
-        bench.measure([Lane(v, m, w) for (v, _), m, w in zip(missing, methods, writers, strict=True)])
-        for (variant, run), writer in zip(missing, writers, strict=True):
-            summary = summarise(writer.samples())
-            writer.finish(summary)
-            tracker.run(run, variant.label, summary)
-            log.info(
-                "%s: score %.3f, skip ratio %.3f -> %s",
-                variant.label,
-                summary["score"],
-                summary["skip_ratio"],
-                run.path,
-            )
+    """``python run.py experiment=niah`` and its like."""
+    sweep(cfg, Prompts(instantiate(cfg.task)), cfg.task)
 
 
 @dataclass(frozen=True)
-class Lane:
-    """One method and where its records go."""
+class Prompts(Subject):
+    """A task as a subject: its prompts, answered."""
 
-    variant: Variant
-    method: Method
-    writer: Writer
+    task: Task
+
+    lengths_key: ClassVar[str] = "task.lengths"
+    unit: ClassVar[str] = "answer"
+
+    @property
+    def name(self) -> str:
+        return self.task.name
+
+    @property
+    def version(self) -> int:
+        return self.task.version
+
+    def ids(self) -> list[str]:
+        return self.task.ids()
+
+    def longest(self) -> int:
+        return self.task.longest()
+
+    def data(self) -> dict[str, str]:
+        return self.task.data()
+
+    def check(self, tokenizer: PreTrainedTokenizerBase) -> None:
+        next(self.task.make(tokenizer))  # no chat template, too short a length
+
+    def bench(self, place: Place) -> Bench:
+        return Answers(self.task, place)
+
+    def summarise(self, samples: Sequence[dict[str, Any]]) -> dict[str, Any]:
+        return summarise(samples)
+
+    def describe(self, summary: dict[str, Any]) -> str:
+        return f"score {summary['score']:.3f}, skip ratio {summary['skip_ratio']:.3f}"
 
 
-class Bench:
-    """A loaded model that answers a task's prompts with one method after another."""
+class Answers(Bench):
+    """A loaded model that answers a task's prompts."""
 
-    def __init__(self, loaded: Loaded, task: Task, backend: Backend, device: torch.device) -> None:
-        self.loaded = loaded
+    def __init__(self, task: Task, place: Place) -> None:
         self.task = task
-        self.backend = backend
-        self.device = device
-        self.clock: Clock = clock_for(device)
-        self.place = {"backend": pick_backend(backend, device), "device": environment.device_name(device)}
-        self.process = uuid.uuid4().hex[:8]  # times are compared within one process alone
+        self.place = place
+        self.clock: Clock = clock_for(place.device)
+        self.process = new_process()
 
-    def measure(self, lanes: Sequence[Lane]) -> None:
-        """Run every sample that a lane has not recorded."""
-        todo = sum(name not in lane.writer.done for lane in lanes for name in self.task.ids())
-        bar = tqdm(total=todo, desc=self.task.name, unit="answer", file=sys.stderr)
+    def measure(self, lanes: Sequence[Lane], advance: Callable[[], Any]) -> None:
         cold = list(lanes)
-        with bar, logging_redirect_tqdm():
-            samples = self.task.make(self.loaded.tokenizer)
-            for group, members in itertools.groupby(samples, key=lambda sample: sample.group):
-                for sample in members:
-                    for lane in lanes:
-                        if sample.id in lane.writer.done:
-                            continue
-                        if lane in cold:
-                            self._answer(sample, lane.method)
-                            cold.remove(lane)
-                        lane.writer.append(self._record(sample, lane))
-                        bar.update()
-                log.info("%s: done", group)
+        samples = self.task.make(self.place.loaded.tokenizer)
+        for group, members in itertools.groupby(samples, key=lambda sample: sample.group):
+            for sample in members:
+                for lane in lanes:
+                    if sample.id in lane.writer.done:
+                        continue
+                    if lane in cold:
+                        self._answer(sample, lane.method)
+                        cold.remove(lane)
+                    lane.writer.append(self._record(sample, lane))
+                    advance()
+            log.info("%s: done", group)
 
     def _record(self, sample: Sample, lane: Lane) -> dict[str, Any]:
-        environment.reset_peak_memory(self.device)
+        environment.reset_peak_memory(self.place.device)
         answer, applied = self._answer(sample, lane.method)
         return {
             "id": sample.id,
@@ -149,13 +111,11 @@ class Bench:
             "attention_s": applied.attention_seconds(),
             "clock": self.clock.name,
             "process": self.process,
-            "peak_memory_bytes": environment.peak_memory(self.device),
-            "method": lane.variant.label,
-            "calibration": lane.variant.calibration(),
-            **self.place,
+            "peak_memory_bytes": environment.peak_memory(self.place.device),
+            **self.place.record(lane),
         }
 
     def _answer(self, sample: Sample, method: Method):
-        model, tokenizer = self.loaded.model, self.loaded.tokenizer
-        with bsfa.apply(model, method, backend=self.backend, clock=self.clock) as applied:
+        model, tokenizer = self.place.loaded.model, self.place.loaded.tokenizer
+        with bsfa.apply(model, method, backend=self.place.backend, clock=self.clock) as applied:
             return generate(model, tokenizer, sample.tokens, self.task.max_new_tokens, self.clock), applied

@@ -8,7 +8,6 @@ import logging
 from collections.abc import Sequence
 from dataclasses import dataclass
 from pathlib import Path
-from random import Random
 from typing import Any, ClassVar
 
 import torch
@@ -83,17 +82,11 @@ class Calibration:
         return fields | {"version": self.version, "data_hash": hashlib.sha256(source.encode()).hexdigest()[:16]}
 
     def batches(self, tokenizer: PreTrainedTokenizerBase) -> list[torch.Tensor]:
-        """The texts: int64 (1, length) each, sentences in a random order, again from the start where they run out."""
-        batches = []
-        for part in range(self.samples):
-            source = self._sentences(part)
-            random = Random(self.seed + part)
-            tokens: list[int] = [] if tokenizer.bos_token_id is None else [tokenizer.bos_token_id]
-            while len(tokens) < self.length:
-                order = random.sample(source, len(source))
-                tokens += tokenizer(" ".join(order) + " ", add_special_tokens=False)["input_ids"]
-            batches.append(torch.tensor([tokens[: self.length]]))
-        return batches
+        """The texts: int64 (1, length) each."""
+        return [
+            torch.tensor([text.running(tokenizer, self._sentences(part), self.length, self.seed + part)])
+            for part in range(self.samples)
+        ]
 
     def _sentences(self, part: int) -> Sequence[str]:
         if self.data == MIXED:

@@ -10,7 +10,7 @@ from hydra.utils import instantiate
 from omegaconf import DictConfig
 
 from bsfa.errors import InputError
-from experiments import figures, style
+from experiments import figures, frontier, frontier_figures, style
 from experiments.results import Section, sections, table
 from experiments.tracking import Tracker
 
@@ -20,10 +20,12 @@ PAPER = (
     "The paper's BSFA, Llama-3.1-8B on an A100, needle at 64K: TTFT 80.4% of dense at 99.3% of dense accuracy; "
     "1.24x at >= 99% (arXiv 2512.07011). That model and that GPU were not run here."
 )
+REACH = "Percent of blocks skipped where a method's curve crosses the cut (nats a token), log-linear between strengths."
+POINTS = "KL from dense to the method in nats a token, with a 95% bootstrap interval over texts; means over texts."
 
 
 def run(cfg: DictConfig) -> None:
-    """``python run.py experiment=report``: write ``tables/`` and ``figures/`` and print the main table.
+    """``python run.py experiment=report``: write ``tables/`` and ``figures/`` and print the main tables.
 
     Raises
     ------
@@ -32,41 +34,77 @@ def run(cfg: DictConfig) -> None:
     """
     root = Path(cfg.results)
     tracker: Tracker = instantiate(cfg.tracker)
-    found = sections(root, "niah")
-    if not found:
-        raise InputError(f"{root.resolve()} holds no records of niah; run `python run.py experiment=niah` first")
+    found = {name: sections(root, name) for name in WRITERS}
+    if not any(found.values()):
+        raise InputError(f"{root.resolve()} holds no records of {' or '.join(WRITERS)}; run `python run.py` first")
+    tables: list[Path] = []
+    drawn: list[Path] = []
     try:
-        tables, drawn = _write(root, found)
+        for name, several in found.items():
+            for section in several:
+                for paths, new in zip((tables, drawn), WRITERS[name](root, section), strict=True):
+                    paths += new
     except OSError as error:
         raise InputError(f"cannot write the report below {root.resolve()}: {error}") from error
     tracker.report(tables, drawn)
     print(f"\ntables: {(root / 'tables').resolve()}\nfigures: {(root / 'figures').resolve()}")
 
 
-def _write(root: Path, found: list[Section]) -> tuple[list[Path], list[Path]]:
-    """Every section's tables and figures; the main tables are printed too."""
-    tables: list[Path] = []
-    drawn: list[Path] = []
-    for section in found:
-        main = table(section, ["haystack"])
-        tables += write_table(root / "tables", section, main)
-        tables += write_table(root / "tables", section, table(section, ["haystack", "length"]), "-cells")
-        drawn += style.save(figures.curve(section), root / "figures", f"{section.name}-curve")
-        drawn += style.save(figures.heatmap(section), root / "figures", f"{section.name}-heatmap")
-        print(f"\n{section.title}\n{readable(main).to_markdown(index=False, disable_numparse=True)}\n{notes(main)}")
+def accuracy(root: Path, section: Section) -> tuple[list[Path], list[Path]]:
+    """A prompted experiment: tables and figures; the main table is printed too."""
+    main = table(section, ["haystack"])
+    tables = [
+        *write_table(root / "tables", section.name, section.title, main, readable(main), notes(main)),
+        *_cells(root, section),
+    ]
+    drawn = [
+        *style.save(figures.curve(section), root / "figures", f"{section.name}-curve"),
+        *style.save(figures.heatmap(section), root / "figures", f"{section.name}-heatmap"),
+    ]
+    print(f"\n{section.title}\n{_markdown(readable(main))}\n{notes(main)}")
     return tables, drawn
 
 
-def write_table(folder: Path, section: Section, rows: pd.DataFrame, suffix: str = "") -> list[Path]:
-    """One table as Markdown, CSV (every number) and LaTeX."""
+def _cells(root: Path, section: Section) -> list[Path]:
+    rows = table(section, ["haystack", "length"])
+    return write_table(root / "tables", f"{section.name}-cells", section.title, rows, readable(rows), notes(rows))
+
+
+def fidelity(root: Path, section: Section) -> tuple[list[Path], list[Path]]:
+    """Divergence from dense: the curves' points, what each method reaches, and its decisions by head."""
+    rows = frontier.points(section)
+    main = frontier.reach(rows)
+    tables = [
+        *write_table(root / "tables", section.name, section.title, main, main, REACH),
+        *write_table(root / "tables", f"{section.name}-points", section.title, rows, rows.round(4), POINTS),
+    ]
+    drawn = [
+        *style.save(frontier_figures.curves(rows, section.title), root / "figures", f"{section.name}-curve"),
+        *style.save(
+            frontier_figures.heatmap(section, "skip_ratio_by_head", "share of blocks skipped"),
+            root / "figures",
+            f"{section.name}-heads",
+        ),
+    ]
+    print(f"\n{section.title}\n{_markdown(main)}\n{REACH}")
+    return tables, drawn
+
+
+WRITERS = {"niah": accuracy, "fidelity": fidelity}
+
+
+def write_table(folder: Path, name: str, title: str, rows: pd.DataFrame, shown: pd.DataFrame, below: str) -> list[Path]:
+    """One table as Markdown and LaTeX, as people read it, and as CSV with every number."""
     folder.mkdir(parents=True, exist_ok=True)
-    paths = {kind: folder / f"{section.name}{suffix}.{kind}" for kind in ("md", "csv", "tex")}
-    shown = readable(rows)
-    body = shown.to_markdown(index=False, disable_numparse=True)
-    paths["md"].write_text(f"**{section.title}**\n\n{body}\n\n{notes(rows)}\n", encoding="utf-8")
-    rows.assign(section=section.title).to_csv(paths["csv"], index=False)
-    paths["tex"].write_text(shown.to_latex(index=False, escape=True, caption=section.title), encoding="utf-8")
+    paths = {kind: folder / f"{name}.{kind}" for kind in ("md", "csv", "tex")}
+    paths["md"].write_text(f"**{title}**\n\n{_markdown(shown)}\n\n{below}\n", encoding="utf-8")
+    rows.assign(section=title).to_csv(paths["csv"], index=False)
+    paths["tex"].write_text(shown.to_latex(index=False, escape=True, caption=title), encoding="utf-8")
     return list(paths.values())
+
+
+def _markdown(rows: pd.DataFrame) -> str:
+    return rows.to_markdown(index=False, disable_numparse=True)
 
 
 def readable(rows: pd.DataFrame) -> pd.DataFrame:

@@ -1,9 +1,29 @@
 """The methods, one file each. `bsfa.methods.base` says what one is."""
 
 from bsfa.methods.base import Call, Method
+from bsfa.methods.blasst import Blasst
 from bsfa.methods.bsfa import Bsfa
 from bsfa.methods.dense import Dense
+from bsfa.methods.flashprefill import FlashPrefill
+from bsfa.methods.flexprefill import FlexPrefill
+from bsfa.methods.minference import MInference
 from bsfa.methods.sdpa import Sdpa
+from bsfa.methods.spargeattn import SpargeAttn, SpargeAttnTopK
 from bsfa.methods.streaming_llm import StreamingLLM
+from bsfa.methods.xattention import XAttention
 
-__all__ = ["Bsfa", "Call", "Dense", "Method", "Sdpa", "StreamingLLM"]
+__all__ = [
+    "Blasst",
+    "Bsfa",
+    "Call",
+    "Dense",
+    "FlashPrefill",
+    "FlexPrefill",
+    "MInference",
+    "Method",
+    "Sdpa",
+    "SpargeAttn",
+    "SpargeAttnTopK",
+    "StreamingLLM",
+    "XAttention",
+]

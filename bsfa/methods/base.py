@@ -27,6 +27,7 @@ class Call:
     window_size: tuple[int, int] = (-1, -1)
     softcap: float = 0.0
     backend: Backend = "auto"
+    return_lse: bool = False
 
     @property
     def grid(self) -> BlockGrid:
@@ -44,6 +45,7 @@ class Call:
             softcap=self.softcap,
             gate=gate,
             blocks=blocks,
+            return_lse=self.return_lse,
             backend=self.backend,
         )
 

@@ -13,8 +13,8 @@ from typing import ClassVar
 import torch
 
 from bsfa.blocks import BlockGrid, BlockLists
-from bsfa.errors import InputError
 from bsfa.methods.base import Attend, Method
+from bsfa.methods.parameters import whole
 from bsfa.model import ModelInfo
 
 
@@ -37,10 +37,8 @@ class StreamingLLM(Method):
     name: ClassVar[str] = "streaming_llm"
 
     def __post_init__(self) -> None:
-        if self.local_blocks < 0 or self.sink_blocks < 0:
-            raise InputError(
-                f"local_blocks={self.local_blocks}, sink_blocks={self.sink_blocks}: neither may be negative"
-            )
+        whole("local_blocks", self.local_blocks, 0)
+        whole("sink_blocks", self.sink_blocks, 0)
 
     def bind(self, model: ModelInfo) -> Attend:
         @lru_cache(maxsize=8)  # every layer of a prefill asks for the same lists

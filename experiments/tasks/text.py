@@ -11,7 +11,10 @@ import re
 from collections.abc import Sequence
 from functools import lru_cache
 from pydoc_data.topics import topics
+from random import Random
 from typing import Literal, get_args
+
+from transformers import PreTrainedTokenizerBase
 
 from bsfa.errors import InputError
 
@@ -68,3 +71,13 @@ def sentences(haystack: str, split: Split) -> Sequence[str]:
 def digest(haystack: str, split: Split) -> str:
     """16 hex digits of a haystack's text: it differs between Python versions, and is part of a run's identity."""
     return hashlib.sha256("\n".join(sentences(haystack, split)).encode()).hexdigest()[:16]
+
+
+def running(tokenizer: PreTrainedTokenizerBase, source: Sequence[str], length: int, seed: int) -> list[int]:
+    """That many tokens of text: sentences in a random order, again from the start where they run out."""
+    random = Random(seed)
+    tokens: list[int] = [] if tokenizer.bos_token_id is None else [tokenizer.bos_token_id]
+    while len(tokens) < length:
+        order = random.sample(source, len(source))
+        tokens += tokenizer(" ".join(order) + " ", add_special_tokens=False)["input_ids"]
+    return tokens[:length]

@@ -1,0 +1,62 @@
+"""BLASST (arXiv 2512.12087), also "skip softmax": drop a block that no row would notice against its running maximum.
+
+While the keys are visited from the first to the last, a row's weight of a block is at most ``exp(block's row maximum
+- running row maximum)``; where that is under ``lambda = factor / keys`` for every row, softmax, the load of V and PV
+are skipped. The first block always runs, the diagonal is not protected, and one factor serves all layers and heads.
+
+The authors' kernel decides tiles of 64 queries by 128 keys, ours blocks of 128 by 64; the rule is the same. In a
+prefill in chunks ``keys`` are those of the call, as in the authors' kernels, so that an early chunk skips more than
+it would have in one piece.
+"""
+
+from __future__ import annotations
+
+import math
+from dataclasses import dataclass
+from typing import ClassVar
+
+from bsfa.attention import Attended
+from bsfa.errors import InputError
+from bsfa.gates import Gate
+from bsfa.methods.base import Attend, Call, Method
+from bsfa.methods.parameters import number
+from bsfa.model import ModelInfo
+
+
+@dataclass(frozen=True)
+class Blasst(Method):
+    """BLASST at one strength.
+
+    Parameters
+    ----------
+    factor : float
+        ``lambda`` times the number of keys. There is no default: it belongs to a model, and `bsfa.rivals.fit_blasst`
+        finds it for a wanted share of skipped blocks, as the authors' calibration does.
+    """
+
+    factor: float
+
+    name: ClassVar[str] = "blasst"
+
+    def __post_init__(self) -> None:
+        number("factor", self.factor, above=0, most=math.inf)
+
+    def bind(self, model: ModelInfo) -> Attend:
+        return self.attend
+
+    def attend(self, call: Call) -> Attended:
+        """One call.
+
+        Raises
+        ------
+        InputError
+            Fewer keys than the factor: with lambda above 1 a block would be skipped although it holds the maximum.
+        """
+        keys = call.k.shape[1]
+        if self.factor > keys:
+            raise InputError(
+                f"method=blasst: factor={self.factor} over {keys} keys is lambda={self.factor / keys:.3g}, above 1; "
+                f"take a factor of at most {keys}, fitted at such lengths"
+            )
+        relative = math.log(self.factor / keys)
+        return call.attend(gate=Gate(relative=relative, order="ascending", keep_diagonal=False, keep_first=True))

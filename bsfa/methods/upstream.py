@@ -1,0 +1,111 @@
+"""Dense attention from its authors' own packages: what a speed-up has to be held against.
+
+`upstream_flash_attn` is FlashAttention-2 (flash-attn), `upstream_fa3` FlashAttention-3 for Hopper (fa3-fwd),
+`upstream_cudnn` cuDNN through PyTorch's SDPA; `bsfa.methods.upstream_flex` is FlexAttention. A package that is not
+installed, or a GPU that is not there, is one clear line when the method is bound to a model.
+"""
+
+from __future__ import annotations
+
+from abc import abstractmethod
+from collections.abc import Callable
+from dataclasses import dataclass
+from importlib import import_module
+from typing import Any, ClassVar
+
+import torch
+from torch.nn.attention import SDPBackend, sdpa_kernel
+
+from bsfa.attention import Attended, SkipStats
+from bsfa.errors import InputError
+from bsfa.methods.base import Attend, Call, Method
+from bsfa.methods.sdpa import sdpa
+from bsfa.model import ModelInfo
+
+
+@dataclass(frozen=True)
+class Upstream(Method):
+    """A dense kernel of others: every visible block is kept."""
+
+    def bind(self, model: ModelInfo) -> Attend:
+        kernel = self.load(model)
+
+        def attend(call: Call) -> Attended:
+            total = torch.full((call.q.shape[0], call.q.shape[2]), call.grid.total(), device=call.q.device)
+            return Attended(kernel(call), None, SkipStats(total, total))
+
+        return attend
+
+    @abstractmethod
+    def load(self, model: ModelInfo) -> Callable[[Call], torch.Tensor]:
+        """The kernel: a call -> its output (B, Sq, Hq, D).
+
+        Raises
+        ------
+        InputError
+            It cannot run here.
+        """
+
+
+def package(method: str, module: str, install: str) -> Any:
+    """A module of someone else's package.
+
+    Raises
+    ------
+    InputError
+        It is not installed, or does not load.
+    """
+    try:
+        return import_module(module)
+    except ImportError as error:
+        raise InputError(f"method={method} needs the module {module} ({error}): pip install {install}") from error
+
+
+@dataclass(frozen=True)
+class FlashAttn2(Upstream):
+    """https://github.com/Dao-AILab/flash-attention, ``flash_attn.flash_attn_func``: fp16 and bf16."""
+
+    name: ClassVar[str] = "upstream_flash_attn"
+
+    def load(self, model: ModelInfo) -> Callable[[Call], torch.Tensor]:
+        return flash(package(self.name, "flash_attn", "flash-attn").flash_attn_func)
+
+
+@dataclass(frozen=True)
+class FlashAttn3(Upstream):
+    """https://pypi.org/project/fa3-fwd, ``fa3_fwd_interface.flash_attn_func``: Hopper."""
+
+    name: ClassVar[str] = "upstream_fa3"
+
+    def load(self, model: ModelInfo) -> Callable[[Call], torch.Tensor]:
+        return flash(package(self.name, "fa3_fwd_interface", "fa3-fwd").flash_attn_func)
+
+
+def flash(function: Callable[..., torch.Tensor]) -> Callable[[Call], torch.Tensor]:
+    """What FlashAttention-2 and 3 name alike."""
+    return lambda call: function(
+        call.q,
+        call.k,
+        call.v,
+        softmax_scale=call.softmax_scale,
+        causal=True,
+        window_size=call.window_size,
+        softcap=call.softcap,
+    )
+
+
+@dataclass(frozen=True)
+class Cudnn(Upstream):
+    """PyTorch's SDPA with cuDNN as its only backend."""
+
+    name: ClassVar[str] = "upstream_cudnn"
+
+    def load(self, model: ModelInfo) -> Callable[[Call], torch.Tensor]:
+        if any(device.type != "cuda" for device in model.devices):
+            raise InputError(f"method={self.name} runs on a CUDA GPU alone; use method=sdpa here")
+
+        def kernel(call: Call) -> torch.Tensor:
+            with sdpa_kernel(SDPBackend.CUDNN_ATTENTION):
+                return sdpa(call).out
+
+        return kernel

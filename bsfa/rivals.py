@@ -1,0 +1,151 @@
+"""Calibration of the rivals, on the texts that BSFA's thresholds are calibrated on.
+
+* `fit_blasst`: the two scalars of BLASST (arXiv 2512.12087), from a wanted share of skipped blocks to a factor;
+* `search_patterns`: MInference's (arXiv 2407.02490) pattern for every head.
+"""
+
+from __future__ import annotations
+
+import math
+import statistics
+import sys
+from collections import defaultdict
+from collections.abc import Sequence
+from dataclasses import dataclass, field
+from typing import ClassVar
+
+import torch
+from tqdm import tqdm
+from transformers import PreTrainedModel
+
+from bsfa.attention import Attended
+from bsfa.errors import InputError
+from bsfa.methods.base import Attend, Call, Method
+from bsfa.methods.blasst import Blasst
+from bsfa.methods.minference import HeadPatterns
+from bsfa.model import ModelInfo
+from bsfa.patterns import A_SHAPE, BLOCK_SPARSE, VERTICAL_SLASH, Pattern, Patterns
+from bsfa.transformers import Applied, apply
+
+LAMBDAS = tuple(10.0**e for e in (-4.0, -3.5, -3.0, -2.5, -2.0, -1.5, -1.0, -0.5))
+FITTED = (0.05, 0.95)  # skip ratios that the exponential is fitted to; beyond, the curve is flat
+CANDIDATES = (  # the sizes between which the authors' search chooses
+    Pattern(A_SHAPE, 100, 800),
+    Pattern(VERTICAL_SLASH, 30, 800),
+    Pattern(VERTICAL_SLASH, 100, 750),
+    Pattern(VERTICAL_SLASH, 500, 700),
+    Pattern(VERTICAL_SLASH, 3500, 100),
+    Pattern(BLOCK_SPARSE, 0, 0),
+)
+
+
+@dataclass(frozen=True)
+class BlasstFit:
+    """``factor = a * exp(b * skip ratio)``."""
+
+    a: float
+    b: float
+
+    def factor(self, skip_ratio: float) -> float:
+        """The factor that skips this share of the blocks on texts like the calibration's."""
+        return self.a * math.exp(self.b * skip_ratio)
+
+
+def fit_blasst(
+    model: PreTrainedModel,
+    token_batches: Sequence[torch.Tensor],
+    lambdas: Sequence[float] = LAMBDAS,
+    *,
+    progress: bool = True,
+) -> BlasstFit:
+    """Fit BLASST's two scalars by least squares of the factor's logarithm against the skip ratio.
+
+    Parameters
+    ----------
+    model : PreTrainedModel
+        A decoder that `bsfa.apply` can serve.
+    token_batches : sequence of int64 (B, S)
+        Token ids without padding, as for `bsfa.calibrate`.
+    lambdas : sequence of float
+        Thresholds to measure at, between 0 and 1; every text is run once with each.
+
+    Raises
+    ------
+    InputError
+        Fewer than two of the measured skip ratios differ and lie between 5 and 95%.
+    """
+    points = []
+    bar = tqdm(lambdas, desc="blasst", unit="lambda", disable=not progress, file=sys.stderr)
+    for tokens, threshold in ((tokens, threshold) for threshold in bar for tokens in token_batches):
+        factor = threshold * tokens.shape[1]
+        ratio = _run(model, [tokens], Blasst(factor)).skip_ratio()
+        if FITTED[0] <= ratio <= FITTED[1]:
+            points.append((ratio, math.log(factor)))
+    if len({ratio for ratio, _ in points}) < 2:
+        raise InputError(
+            f"{len(points)} of the skip ratios measured lie between {FITTED[0]:.0%} and {FITTED[1]:.0%}: "
+            "BLASST's curve cannot be fitted; give longer texts or other lambdas"
+        )
+    b, log_a = statistics.linear_regression(*zip(*points, strict=True))
+    return BlasstFit(math.exp(log_a), b)
+
+
+def search_patterns(
+    model: PreTrainedModel,
+    token_batches: Sequence[torch.Tensor],
+    candidates: Sequence[Pattern] = CANDIDATES,
+    ratio: float = 1.0,
+    *,
+    progress: bool = True,
+) -> Patterns:
+    """The pattern of every head whose sparse output is closest to the dense one.
+
+    Closest is the least squared error of the head's output, summed over all texts; every candidate runs through the
+    kernels on the same dense inputs.
+
+    Parameters
+    ----------
+    model, token_batches
+        As for `fit_blasst`.
+    candidates : sequence of Pattern
+        By default the authors', meant to cost about the same at 30K tokens.
+    ratio : float
+        Multiplies the candidates' sizes while searching: a text's length over 30K keeps their share of it. What is
+        found keeps its published size, for `bsfa.methods.MInference` has the same ratio.
+    """
+    search = _Search(tuple(candidates), ratio)
+    _run(model, tqdm(token_batches, desc="minference", unit="batch", disable=not progress, file=sys.stderr), search)
+    best = {layer: errors.argmin(0).tolist() for layer, errors in search.errors.items()}
+    return Patterns(tuple(tuple(search.candidates[c] for c in best[layer]) for layer in sorted(best)))
+
+
+def _run(model: PreTrainedModel, token_batches: Sequence[torch.Tensor], method: Method) -> Applied:
+    decoder, device = model.get_decoder(), next(model.parameters()).device
+    with torch.inference_mode(), apply(model, method) as applied:
+        for tokens in token_batches:
+            decoder(input_ids=tokens.to(device), use_cache=False)
+    return applied
+
+
+@dataclass(frozen=True, eq=False)
+class _Search(Method):
+    """Dense attention that sums up, on the way, every candidate's error by layer: fp32 (candidates, Hq)."""
+
+    candidates: tuple[Pattern, ...]
+    ratio: float
+    errors: dict[int, torch.Tensor] = field(default_factory=lambda: defaultdict(lambda: torch.zeros(())))
+
+    name: ClassVar[str] = "pattern-search"
+
+    def bind(self, model: ModelInfo) -> Attend:
+        return self._attend
+
+    def _attend(self, call: Call) -> Attended:
+        dense = call.attend()
+        errors = []
+        for candidate in self.candidates:
+            heads = HeadPatterns.of([candidate] * call.q.shape[2], self.ratio, call.q.device)
+            sparse = call.attend(blocks=heads.select(call))
+            errors.append((sparse.out.float() - dense.out.float()).square().sum((0, 1, 3)))
+        self.errors[call.layer] = self.errors[call.layer] + torch.stack(errors).cpu()
+        return dense

@@ -1,0 +1,170 @@
+"""Every variant of a method over one subject's samples, taking turns in one process: plan, take up, record."""
+
+from __future__ import annotations
+
+import logging
+import sys
+import uuid
+from abc import ABC, abstractmethod
+from collections.abc import Callable, Sequence
+from contextlib import ExitStack
+from dataclasses import dataclass
+from pathlib import Path
+from typing import Any, ClassVar
+
+import torch
+from hydra.utils import instantiate
+from omegaconf import DictConfig
+from tqdm import tqdm
+from tqdm.contrib.logging import logging_redirect_tqdm
+from transformers import PreTrainedTokenizerBase
+
+from bsfa.attention import Backend, pick_backend
+from bsfa.methods import Method
+from bsfa.model import describe
+from experiments import environment
+from experiments.config import plain
+from experiments.methods import Variant, variants
+from experiments.models import Loaded, ModelSource
+from experiments.records import Run, Store, Writer
+from experiments.tracking import Tracker
+
+log = logging.getLogger(__name__)
+
+
+@dataclass(frozen=True)
+class Lane:
+    """One method and where its records go."""
+
+    variant: Variant
+    method: Method
+    writer: Writer
+
+
+@dataclass(frozen=True)
+class Place:
+    """A loaded model and where its attention runs."""
+
+    loaded: Loaded
+    backend: Backend
+    device: torch.device
+
+    def record(self, lane: Lane) -> dict[str, Any]:
+        """What every sample says of where it comes from."""
+        return {
+            "method": lane.variant.label,
+            "calibration": lane.variant.calibration(),
+            "backend": pick_backend(self.backend, self.device),
+            "device": environment.device_name(self.device),
+        }
+
+
+class Bench(ABC):
+    """Measures one subject's samples with one method after another."""
+
+    @abstractmethod
+    def measure(self, lanes: Sequence[Lane], advance: Callable[[], Any]) -> None:
+        """Record every sample that a lane has not recorded, and call ``advance`` after each."""
+
+
+class Subject(ABC):
+    """What methods are measured on. ``version`` is part of a record's identity."""
+
+    lengths_key: ClassVar[str]  # the setting that `longest` comes from, for an error
+    unit: ClassVar[str]  # of the progress bar
+
+    @property
+    @abstractmethod
+    def name(self) -> str: ...
+
+    @property
+    @abstractmethod
+    def version(self) -> int: ...
+
+    @abstractmethod
+    def ids(self) -> list[str]:
+        """The ids of all samples; needs no tokenizer."""
+
+    @abstractmethod
+    def longest(self) -> int:
+        """Tokens of the longest sample."""
+
+    @abstractmethod
+    def data(self) -> dict[str, str]:
+        """Digests of the text that the samples are made of."""
+
+    @abstractmethod
+    def check(self, tokenizer: PreTrainedTokenizerBase) -> None:
+        """Make one sample, so that what cannot be made is known before calibration."""
+
+    @abstractmethod
+    def bench(self, place: Place) -> Bench: ...
+
+    @abstractmethod
+    def summarise(self, samples: Sequence[dict[str, Any]]) -> dict[str, Any]:
+        """One complete run in numbers."""
+
+    @abstractmethod
+    def describe(self, summary: dict[str, Any]) -> str:
+        """A summary as a log line has it."""
+
+
+def sweep(cfg: DictConfig, subject: Subject, parameters: DictConfig) -> None:
+    """Finish every run of a subject, taking it up where it stopped.
+
+    Parameters
+    ----------
+    parameters : DictConfig
+        The subject's own settings, part of a run's identity.
+    """
+    store = Store(Path(cfg.results))
+    tracker: Tracker = instantiate(cfg.tracker)
+    source: ModelSource = instantiate(cfg.model)
+    shared = {
+        "task": {
+            "name": subject.name,
+            "version": subject.version,
+            **{key: value for key, value in plain(parameters).items() if key != "_target_"},
+            "data": subject.data(),
+        },
+        "model": source.identity(),
+        "backend": pick_backend(cfg.backend, torch.device(source.device)),
+    }
+    planned = [
+        (variant, store.run(subject.name, shared | {"method": variant.identity()}))
+        for variant in variants(cfg, store, source)
+    ]
+    missing = [(variant, run) for variant, run in planned if not run.complete]
+    log.info("%s on %s: %d runs, %d of them to do", subject.name, source.label, len(planned), len(missing))
+    if missing:
+        _finish(cfg.backend, subject, source, tracker, missing)
+
+
+def _finish(
+    backend: Backend, subject: Subject, source: ModelSource, tracker: Tracker, missing: list[tuple[Variant, Run]]
+) -> None:
+    loaded = source.load()
+    loaded.check_length(subject.longest(), subject.lengths_key)
+    subject.check(loaded.tokenizer)
+    info = describe(loaded.model)
+    methods = [variant.build(loaded) for variant, _ in missing]
+    for method in methods:
+        method.bind(info)  # refuses a method of another model before any sample is run
+    device = torch.device(source.device)
+    with ExitStack() as locks:
+        writers = [locks.enter_context(run.writing(environment.describe(device))) for _, run in missing]
+        lanes = [Lane(v, m, w) for (v, _), m, w in zip(missing, methods, writers, strict=True)]
+        todo = sum(name not in lane.writer.done for lane in lanes for name in subject.ids())
+        bar = tqdm(total=todo, desc=subject.name, unit=subject.unit, file=sys.stderr)
+        with bar, logging_redirect_tqdm():
+            subject.bench(Place(loaded, backend, device)).measure(lanes, bar.update)
+        for (variant, run), writer in zip(missing, writers, strict=True):
+            summary = subject.summarise(writer.samples())
+            writer.finish(summary)
+            tracker.run(run, variant.label, summary)
+            log.info("%s: %s -> %s", variant.label, subject.describe(summary), run.path)
+
+
+def new_process() -> str:
+    """A name for this process: times are compared within one alone."""
+    return uuid.uuid4().hex[:8]
