@@ -12,6 +12,7 @@ from experiments.results import METHOD, Section
 from experiments.statistics import mean_interval
 
 CUTS = (0.005, 0.02, 0.05)  # nats a token
+TYPICAL = 0.02
 CELL = ["source", "length"]
 
 
@@ -80,10 +81,18 @@ def skip_at(curve: pd.DataFrame, cut: float) -> str:
 
 
 def by_head(section: Section, column: str) -> pd.DataFrame:
-    """A column of tables by layer and head, averaged over a method's samples: one array a method and strength."""
-    frame = section.samples
-    means = [
-        (*key, np.mean([np.asarray(table, dtype=float) for table in cell], axis=0))
-        for key, cell in frame.groupby(METHOD, sort=False)[column]
-    ]
-    return pd.DataFrame(means, columns=[*METHOD, column])
+    """A column of tables by layer and head at one strength a method, the one whose KL is nearest to `TYPICAL`.
+
+    Returns
+    -------
+    DataFrame with the columns of `METHOD`, kl, and the table: its mean over all texts, fp64 (layers, heads).
+    """
+    found = []
+    samples = section.samples[section.samples["method"] != "dense"]
+    for _, method in samples.groupby(["method", "calibration"]):
+        kls = method.groupby("strength")["kl"].mean()
+        strength = (np.log(kls.clip(lower=1e-12)) - np.log(TYPICAL)).abs().idxmin()
+        cell = method[method["strength"] == strength]
+        table = np.mean([np.asarray(one, dtype=float) for one in cell[column]], axis=0)
+        found.append({**cell.iloc[0][METHOD].to_dict(), "kl": kls[strength], column: table})
+    return pd.DataFrame(found)

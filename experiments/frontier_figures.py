@@ -8,13 +8,15 @@ from matplotlib.figure import Figure
 
 from experiments import style
 from experiments.frontier import CELL, CUTS, by_head
-from experiments.results import METHOD, Section
+from experiments.results import Section
+
+LOWEST = 1e-4  # nats a token: under it a method is dense, and a logarithmic axis goes nowhere
 
 
 @style.house
 def curves(rows: pd.DataFrame, title: str) -> Figure:
     """KL to dense against skip ratio with 95% bands, a panel a text source and length."""
-    rows = rows[~rows["method"].isin(["dense", "sdpa"])]
+    rows = rows[(rows["method"] != "dense") & (rows["kl"] >= LOWEST)]
     cells = list(rows.groupby(CELL))
     series = list(dict.fromkeys(zip(rows["method"], rows["calibration"], strict=True)))
     figure, axes = style.subplots(1, len(cells), 4.0, 3.6, sharey=True)
@@ -28,7 +30,7 @@ def curves(rows: pd.DataFrame, title: str) -> Figure:
             axis.fill_between(skip, line["kl_low"], line["kl_high"], color=look["color"], alpha=0.12, linewidth=0)
         for cut in CUTS:
             axis.axhline(cut, color=style.PASS_LINE, linestyle=":", linewidth=0.8)
-        axis.set(title=f"{source}, {length} tokens", xlabel="blocks skipped, %", yscale="log")
+        axis.set(title=f"{source}, {length} tokens", xlabel="blocks skipped, %", yscale="log", ylim=(LOWEST, None))
     axes[0][0].set_ylabel("KL to dense, nats a token (95% band)")
     figure.legend(*axes[0][0].get_legend_handles_labels(), loc="outside lower center", ncols=3)
     figure.suptitle(title, fontsize=8)
@@ -37,16 +39,17 @@ def curves(rows: pd.DataFrame, title: str) -> Figure:
 
 @style.house
 def heatmap(section: Section, column: str, label: str) -> Figure:
-    """A number by layer and head, a panel a method and strength."""
+    """A number by layer and head, a panel a method at its typical strength."""
     tables = by_head(section, column)
-    tables = tables[(tables["method"] != "dense") & tables[column].map(lambda table: np.size(table) > 0)]
+    tables = tables[tables[column].map(lambda table: np.size(table) > 0)]
     columns = min(5, len(tables))
-    figure, axes = style.subplots(-(-len(tables) // columns), columns, 1.8, 2.2, sharex=True, sharey=True)
+    figure, axes = style.subplots(-(-len(tables) // columns), columns, 1.9, 2.4, sharex=True, sharey=True)
     image = None
     for axis, row in zip(axes.flat, tables.to_dict("records"), strict=False):
         image = axis.imshow(row[column], vmin=0, vmax=1, cmap="cividis", aspect="auto")
         axis.grid(False)
-        axis.set_title(" ".join(part for part in (row[key] for key in METHOD) if part), fontsize=7)
+        data = f" ({row['calibration']})" if row["calibration"] else ""
+        axis.set_title(f"{row['method']}{data}\n{row['strength']}, KL {row['kl']:.2g}", fontsize=7)
     for axis in axes.flat[len(tables) :]:
         axis.set_axis_off()
     figure.supxlabel("head", fontsize=9)

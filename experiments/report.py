@@ -36,7 +36,8 @@ def run(cfg: DictConfig) -> None:
     tracker: Tracker = instantiate(cfg.tracker)
     found = {name: sections(root, name) for name in WRITERS}
     if not any(found.values()):
-        raise InputError(f"{root.resolve()} holds no records of {' or '.join(WRITERS)}; run `python run.py` first")
+        commands = " or ".join(f"`python run.py experiment={name}`" for name in WRITERS)
+        raise InputError(f"{root.resolve()} holds no records; run {commands} first")
     tables: list[Path] = []
     drawn: list[Path] = []
     try:

@@ -34,7 +34,8 @@ def subplots(rows: int, columns: int, width: float, height: float, **options):
 
 def look(series: int) -> dict[str, str]:
     """Colour and marker of the n-th series."""
-    return {"color": COLORS[series % len(COLORS)], "marker": MARKERS[series % len(MARKERS)]}
+    round_trip = series // len(COLORS)  # the eighth series has the first one's colour and the second one's marker
+    return {"color": COLORS[series % len(COLORS)], "marker": MARKERS[(series + round_trip) % len(MARKERS)]}
 
 
 @house

@@ -7,6 +7,7 @@ from bsfa.methods.dense import Dense
 from bsfa.methods.flashprefill import FlashPrefill
 from bsfa.methods.flexprefill import FlexPrefill
 from bsfa.methods.minference import MInference
+from bsfa.methods.row_share import RowShare
 from bsfa.methods.sdpa import Sdpa
 from bsfa.methods.spargeattn import SpargeAttn, SpargeAttnTopK
 from bsfa.methods.streaming_llm import StreamingLLM
@@ -21,6 +22,7 @@ __all__ = [
     "FlexPrefill",
     "MInference",
     "Method",
+    "RowShare",
     "Sdpa",
     "SpargeAttn",
     "SpargeAttnTopK",

@@ -20,10 +20,12 @@ from experiments import checks
 from experiments.tasks import text
 from experiments.tasks.base import Sample, Task, chat_tokens, fit
 
-INSTRUCTION = "Read the following text. It mentions a secret number. Remember it, you will be asked for it.\n\n"
-NEEDLE = "The secret number of the {key} is {value}."
-QUESTION = "\n\nWhat is the secret number of the {key} mentioned in the text?"
-ANSWER = "The secret number of the {key} mentioned in the text is"
+# What stands before the number must be rare in the haystack: to a head that looks for what followed the same word, a
+# needle that says "of the" or "is" looks like every other block of technical prose, and no threshold tells it apart.
+INSTRUCTION = "A secret number is hidden in the following text. Memorise it: you will be asked for it.\n\n"
+NEEDLE = "Remember: the secret number for {key} reads {value}."
+QUESTION = "\n\nWhich secret number for {key} does the text mention?"
+ANSWER = "The secret number for {key} reads"
 
 
 @dataclass(frozen=True)
@@ -56,6 +58,7 @@ class Niah(Task):
     max_new_tokens: int = 16
 
     name: ClassVar[str] = "niah"
+    version: ClassVar[int] = 2
 
     def __post_init__(self) -> None:
         for name in ("depths", "samples", "max_new_tokens"):

@@ -25,7 +25,7 @@ def prompts(task: Niah, tokenizer: PreTrainedTokenizerBase) -> dict[str, str]:
 
 
 def needle(value: str) -> re.Pattern:
-    return re.compile(rf"The secret number of the (\S+ [^.]+) is {value}\.")
+    return re.compile(rf"Remember: the secret number for (\S+ [^.]+) reads {value}\.")
 
 
 def test_the_grid_is_complete_and_its_ids_are_known_before_the_prompts(tokenizer):
@@ -51,15 +51,15 @@ def test_every_prompt_holds_its_needle_once_and_asks_for_it(tokenizer):
         [value] = sample.references
         [key] = needle(value).findall(prompt)
         assert prompt.count(value) == 1
-        assert f"What is the secret number of the {key} mentioned" in prompt
-        assert prompt.endswith(f"The secret number of the {key} mentioned in the text is")
+        assert f"Which secret number for {key} does" in prompt
+        assert prompt.endswith(f"The secret number for {key} reads")
 
 
 def test_the_needle_stands_at_its_depth(tokenizer):
     task = Niah([1500], depths=5, samples=1, haystacks=["noise"])
     for sample in task.make(tokenizer):
         prompt = tokenizer.decode(sample.tokens)
-        hay = prompt[prompt.index("\n\n") + 2 : prompt.index("\n\nWhat is")]
+        hay = prompt[prompt.index("\n\n") + 2 : prompt.index("\n\nWhich secret")]
         [found] = needle(sample.references[0]).finditer(hay)
         before, after = found.start(), len(hay) - found.end()
         assert 100 * before / (before + after) == pytest.approx(sample.cell["depth"], abs=3)
@@ -75,7 +75,7 @@ def test_prompts_differ_between_seeds_and_are_what_this_version_of_the_task_says
 
     assert hashes(0) == hashes(0)
     assert set(hashes(0)).isdisjoint(hashes(1000))
-    assert (Niah.version, hashes(0)[0]) == (1, "2152894419093249")  # a new prompt needs a new version
+    assert (Niah.version, hashes(0)[0]) == (2, "617427bc6e9fd07d")  # a new prompt needs a new version
 
 
 def test_samples_of_one_cell_differ(tokenizer):

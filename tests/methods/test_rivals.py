@@ -20,6 +20,7 @@ from bsfa.methods import (
     FlexPrefill,
     Method,
     MInference,
+    RowShare,
     SpargeAttn,
     SpargeAttnTopK,
     XAttention,
@@ -30,6 +31,7 @@ from tests.methods.test_selectors import mask, topical
 
 SPARSE = [
     Blasst(250.0),
+    RowShare(0.5),
     XAttention(0.5),
     XAttention(0.2, stride=16),
     MInference(ratio=0.005),
@@ -42,6 +44,7 @@ SPARSE = [
 ]
 DENSE_LIMIT = [
     Blasst(1e-30),
+    RowShare(1e-30),
     XAttention(1.0),
     MInference(),
     FlexPrefill(min_budget=10**6),
@@ -50,7 +53,7 @@ DENSE_LIMIT = [
     FlashPrefill(alpha=1e-30),
     FlashPrefill(last_full_blocks=99),
 ]
-IN_CHUNKS = [XAttention(0.5), FlashPrefill(alpha=0.9, sink_blocks=1, window_blocks=1, last_full_blocks=0)]
+IN_CHUNKS = [RowShare(0.5), XAttention(0.5), FlashPrefill(alpha=0.9, sink_blocks=1, window_blocks=1, last_full_blocks=0)]
 IN_ONE_PIECE = [MInference(), FlexPrefill(), SpargeAttn(), SpargeAttnTopK(), FlashPrefill()]
 WINDOWS = [(-1, -1), (200, 0)]
 
@@ -187,7 +190,7 @@ class LargestTensor(TorchDispatchMode):
         return made
 
 
-@every([method for method in SPARSE if not isinstance(method, Blasst)])
+@every([method for method in SPARSE if not isinstance(method, Blasst | RowShare)])
 def test_128k_tokens_in_half_precision_fit_on_a_gpu_and_nothing_waits_for_it(method):
     meta = torch.device("meta")  # has shapes and types but no data: what reads a value fails
     q, k = (torch.empty(1, 2**17, heads, 128, dtype=torch.bfloat16, device=meta) for heads in (32, 8))

@@ -1,0 +1,109 @@
+from __future__ import annotations
+
+import json
+from pathlib import Path
+
+import pandas as pd
+import pytest
+
+from experiments.frontier import skip_at
+from experiments.streams import Streams
+from tests.experiments.conftest import CALIBRATION, QUIET, run_here
+
+LAYERS, HEADS = 2, 4  # of the model in tests/conftest.py
+SMALL = (
+    "experiment=fidelity",
+    *CALIBRATION,
+    "streams.lengths=[900]",
+    "streams.samples=2",
+    "streams.tail=16",
+    "method.k=[1,2]",
+)
+
+
+@pytest.fixture(scope="module")
+def results(tmp_path_factory, model_folder) -> Path:
+    folder = tmp_path_factory.mktemp("fidelity") / "results"
+    for arguments in ((*SMALL, f"model.path={model_folder}"), ("experiment=report",)):
+        ended = run_here(*arguments, QUIET, f"results={folder}")
+        assert ended.status == 0, ended.err
+    return folder
+
+
+def samples(results: Path) -> pd.DataFrame:
+    files = results.glob("fidelity/*/samples.jsonl")
+    return pd.DataFrame([json.loads(line) for file in files for line in file.read_text().splitlines()])
+
+
+def test_every_text_is_read_with_every_method_and_dense_is_no_distance_from_itself(results):
+    found = samples(results)
+    assert (found.groupby("method").size() == 4).all()  # two sources, two texts
+    dense = found[found["method"] == "dense"]
+    assert (dense["kl"].abs() < 1e-6).all()
+    assert (dense["agreement"] == 1).all()
+    assert (dense["nll"] == dense["nll_dense"]).all()
+
+
+def test_a_method_that_drops_blocks_is_at_a_distance_and_drops_mass(results):
+    found = samples(results)
+    sparse = found[found["method"] == "streaming_llm local_blocks=2"]
+    assert (sparse["skip_ratio"] > 0.3).all()
+    assert (sparse["kl"] > 0).all()
+    for column in ("skip_ratio_by_head", "error_by_head", "dropped_mass_by_head"):
+        for table in sparse[column]:
+            assert [len(row) for row in table] == [HEADS] * LAYERS
+            assert all(0 < value < 1 for row in table for value in row)
+
+
+def test_a_second_call_finds_everything_done(results, model_folder):
+    before = samples(results)
+    ended = run_here(*SMALL, f"model.path={model_folder}", QUIET, f"results={results}")
+    assert ended.status == 0
+    assert "0 of them to do" in ended.out + ended.err
+    assert len(samples(results)) == len(before)
+
+
+def test_the_report_has_the_curve_the_points_and_the_heads(results):
+    tables, figures = (
+        {path.name.split("-", 2)[-1] for path in (results / kind).iterdir()} for kind in ("tables", "figures")
+    )
+    assert {name.rpartition("-")[2] for name in tables} >= {"points.md", "points.csv", "points.tex"}
+    assert {name.rpartition("-")[2] for name in figures} == {"curve.png", "curve.pdf", "heads.png", "heads.pdf"}
+
+
+@pytest.mark.parametrize(
+    ("kls", "cut", "said"),
+    [
+        ([0.001, 0.01, 0.1], 0.01 * 10**0.5, "50"),  # half way in log KL between 40 and 60%
+        ([0.001, 0.01, 0.1], 0.5, "> 60"),
+        ([0.001, 0.01, 0.1], 0.0005, "< 20"),
+        ([0.001, 0.1, 0.01], 0.02, "33"),  # the first crossing counts
+    ],
+)
+def test_where_a_curve_crosses_a_cut(kls, cut, said):
+    assert skip_at(pd.DataFrame({"skip_ratio": [0.2, 0.4, 0.6], "kl": kls}), cut) == said
+
+
+def test_texts_differ_by_seed_and_are_the_same_again(model_folder):
+    from transformers import AutoTokenizer
+
+    tokenizer = AutoTokenizer.from_pretrained(model_folder)
+
+    def tokens(seed: int) -> list[tuple[int, ...]]:
+        return [stream.tokens for stream in Streams([300], 2, 16, seed=seed).make(tokenizer)]
+
+    assert tokens(0) == tokens(0)
+    assert not set(tokens(0)) & set(tokens(100))
+    assert {len(text) for text in tokens(0)} == {300}
+
+
+@pytest.mark.parametrize(
+    ("setting", "message"),
+    [
+        ("streams.tail=900", "streams.tail=900 must be under the shortest"),
+        ("streams.sources=[lorem]", "lorem"),
+        ("streams.samples=0", "streams.samples=0"),
+    ],
+)
+def test_what_makes_no_sense_is_refused_by_name(command, model_folder, setting, message):
+    assert message in command(*SMALL, f"model.path={model_folder}", QUIET, setting).error
