@@ -42,12 +42,11 @@
 // earlier, and a warp votes on step j after its P V of step j-2. Rings of kRing steps outlast any drift: no warp can be
 // more than kStages steps ahead of another, or K's stage would not have been free.
 #include "ptx_sm90.cuh"
+#include "work.cuh"
 
 namespace bsfa {
 
-constexpr int kBlockQ = 128;       // query rows of a block
-constexpr int kBlockK = 64;        // keys of a block
-constexpr int kStepKeys = 128;     // keys of a step: two blocks
+constexpr int kStepKeys = 2 * kBlockK;
 constexpr int kPanel = 64;         // columns of a swizzled panel: 128 bytes
 constexpr int kStages = 4;         // steps of K in flight
 constexpr int kSlots = 4;          // blocks of V in shared memory; see the head on why four suffice
@@ -55,40 +54,12 @@ constexpr int kConsumerWarps = 8;
 constexpr int kThreads = 384;
 constexpr int kRing = 8;           // steps whose words and votes are kept: more than any warp can be ahead of another
 
-enum class Order : int { diagonal = 0, sink = 1, ascending = 2 };
-
-// What a kernel does with a step's scores.
-enum class Mode {
-  all,       // keep every visited block: dense attention, index lists
-  gate_max,  // the gate; r[row] is the running maximum
-  gate_lse,  // the gate; r[row] is the running log-sum-exp
-  maxima,    // write every block's largest scaled score, no softmax
-};
-
-// The one kernel argument. Lengths and strides count elements. Mirrored by bsfa/cuda.py.
+// The one kernel argument. Mirrored by bsfa/launch_sm90.py.
 struct Arguments {
   // Axes (64 columns, rows, D/64 panels, heads, batch). A box is one head of: q 128 rows, all panels; k_step the same;
   // k_block 64 rows, one panel; v 64 rows, all panels.
   TensorMap q, k_step, k_block, v;
-  u16* out;                       // (B, Sq, Hq, D) contiguous, or (total_q, Hq, D)
-  float* lse;                     // (B, Hq, Sq), or (Hq, total_q); may be null
-  u64* kept;                      // (B, Hq), zeroed by the caller; may be null
-  float* maxima;                  // (B, Hq, nQ, nK), filled with -inf by the caller; Mode::maxima
-  const float* threshold;         // threshold[h * threshold_head_stride + row * threshold_row_stride]
-  const float* relative;          // (Hq), or null: no relative part
-  const i32* indices;             // (B, Hq, nQ, list_width) key blocks, or null: all visible blocks
-  const i32* counts;              // (B, Hq, nQ)
-  const i32* cu_q;                // (B + 1) cumulative lengths of packed sequences, or null
-  const i32* cu_k;
-  i64 threshold_head_stride, threshold_row_stride;
-  i32 threshold_rows;             // > 0: a table by absolute position, clamped to its last row; 0: by query block
-  i32 list_width;
-  i32 batch, q_heads, kv_heads;
-  i32 q_length, k_length;         // the longest, where sequences are packed
-  i32 total_q;                    // rows of lse where sequences are packed
-  i32 causal, keep_diagonal, keep_first;
-  Order order;
-  float scale;                    // softmax scale, positive
+  Call call;
 };
 
 // What a warp says about a step, one byte; the bitwise or over the eight warps decides. Bit h speaks of half h.
@@ -110,16 +81,16 @@ struct Vote {
   }
 };
 
-// A visited block as the producer describes it, and the two of a step as the consumers read them: the block numbers, with
-// what every warp's vote begins with above the first, and what needs a mask above the second.
+// The two visits of a step as the consumers read them: the block numbers, with what every warp's vote begins with above
+// the first, and what needs a mask above the second.
 struct Step {
-  static constexpr u32 valid = 1u << 31, forced = 1u << 30, masked = 1u << 29;
   static constexpr u32 block = (1u << 24) - 1;
 
   static __device__ __forceinline__ u64 pack(u32 first, u32 second, bool swapped) {
     u32 vote = (first >> 31) * Vote::valid | (second >> 31) * (Vote::valid << 1) | (first >> 30 & 1) * Vote::forced |
                (second >> 30 & 1) * (Vote::forced << 1) | (swapped ? Vote::swapped : 0);
-    return u64((second & block) | (first & masked) << 1 | (second & masked) << 2) << 32 | (first & block) | vote << 24;
+    u32 hidden = (first & Visit::masked) << 1 | (second & Visit::masked) << 2;
+    return u64((second & block) | hidden) << 32 | (first & block) | vote << 24;
   }
   static __device__ __forceinline__ u32 vote(u64 words) { return u32(words) >> 24; }
   static __device__ __forceinline__ u32 number(u64 words, int half) { return u32(words >> 32 * half) & block; }
@@ -151,65 +122,6 @@ template <int D> struct Layout {
   static constexpr int alignment = 1024;  // of a swizzled tile; the launch adds as much
 };
 
-// The query block a CTA computes, and the key blocks it visits.
-struct Work {
-  int batch, head, q_block;
-  int q_length, k_length, q_start, k_start;  // of this sequence; starts of packed sequences
-  int offset;                                // absolute position of the sequence's first query
-  int visible;                               // key blocks with a visible entry: 0 .. visible - 1
-  int band;                                  // first block of the diagonal band; past all where there is none
-  int visits;                                // blocks to visit
-  const i32* list;
-
-  Work() = default;
-
-  // Heads of one KV group innermost, then query blocks from the longest, then KV groups: the group's K and V stay in L2.
-  __device__ Work(const Arguments& a, int index) {
-    int group = a.q_heads / a.kv_heads;
-    int q_blocks = (a.q_length + kBlockQ - 1) / kBlockQ;
-    int in_group = index % group;
-    int rest = index / group;
-    q_block = q_blocks - 1 - rest % q_blocks;
-    int kv = rest / q_blocks;
-    head = (kv % a.kv_heads) * group + in_group;
-    batch = kv / a.kv_heads;
-    q_start = a.cu_q ? a.cu_q[batch] : 0;
-    k_start = a.cu_k ? a.cu_k[batch] : 0;
-    q_length = a.cu_q ? a.cu_q[batch + 1] - q_start : a.q_length;
-    k_length = a.cu_k ? a.cu_k[batch + 1] - k_start : a.k_length;
-    offset = k_length - q_length;
-    int first_row = q_block * kBlockQ;
-    int last_row = min(first_row + kBlockQ, q_length) - 1;
-    int keys = a.causal ? min(k_length, offset + last_row + 1) : k_length;
-    visible = first_row < q_length && keys > 0 ? (keys + kBlockK - 1) / kBlockK : 0;
-    band = a.causal ? max(0, offset + first_row) / kBlockK : visible;
-    list = nullptr;
-    visits = visible;
-    if (a.indices) {
-      i64 row = (i64(batch) * a.q_heads + head) * q_blocks + q_block;
-      list = a.indices + row * a.list_width;
-      visits = visible ? a.counts[row] : 0;
-    }
-  }
-
-  __device__ int steps() const { return (visits + 1) / 2; }
-
-  // The p-th block visited, with its flags.
-  __device__ u32 visit(const Arguments& a, int p) const {
-    if (p >= visits) return 0;
-    int block = p;
-    if (list) block = list[p];
-    else if (a.order == Order::diagonal) block = visible - 1 - p;
-    else if (a.order == Order::sink) block = p == 0 ? 0 : visible - p;
-    if (block >= visible) return 0;  // a listed block that no row sees
-    u32 word = Step::valid | u32(block);
-    if ((a.keep_diagonal && block >= band) || (a.keep_first && block == 0)) word |= Step::forced;
-    bool hidden = a.causal && (block + 1) * kBlockK - 1 > offset + q_block * kBlockQ;
-    if (hidden || (block + 1) * kBlockK > k_length || (q_block + 1) * kBlockQ > q_length) word |= Step::masked;
-    return word;
-  }
-};
-
 // The decision on a step once every consumer warp has voted: bit h is set where half h is kept.
 template <int D> __device__ __forceinline__ u32 decide(u32 base, int step) {
   using L = Layout<D>;
@@ -220,16 +132,17 @@ template <int D> __device__ __forceinline__ u32 decide(u32 base, int step) {
 
 // The producer: one warp. Its lanes describe 32 blocks at once, lane 0 issues the copies.
 template <class T, int D, Mode M>
-__device__ __forceinline__ void produce(const Arguments& a, const Work& work, u32 base) {
+__device__ __forceinline__ void produce(const Arguments& arguments, const Work& work, u32 base) {
   using L = Layout<D>;
+  const Call& a = arguments.call;
   const int lane = threadIdx.x % kWarp;
-  const int kv_head = work.head / (a.q_heads / a.kv_heads);
+  const int kv_head = work.kv_head;
   const int packed_batch = a.cu_q ? 0 : work.batch;
   const int k_start = work.k_start;
-  const int n = work.steps();
+  const int n = (work.visits + 1) / 2;
   if (lane == 0) {
     mbarrier_expect(base + L::q_full, L::q_bytes);
-    copy_tile(base + L::q, &a.q, base + L::q_full, 0, work.q_start + work.q_block * kBlockQ, 0, work.head, packed_batch);
+    copy_tile(base + L::q, &arguments.q, base + L::q_full, 0, work.q_start + work.q_block * kBlockQ, 0, work.head, packed_batch);
   }
 
   // V of a step `kLag` behind K. Without a gate that is the last step's, ahead of its use; with one, the step that K's
@@ -247,7 +160,7 @@ __device__ __forceinline__ void produce(const Arguments& a, const Work& work, u3
       if constexpr (!kGated) mbarrier_wait(base + L::v_empty + 8 * slot, ((kept / kSlots) & 1) ^ 1);
       if (lane == 0) {
         mbarrier_expect(full, L::v_bytes);
-        copy_tile(base + L::v + slot * L::v_bytes, &a.v, full, 0,
+        copy_tile(base + L::v + slot * L::v_bytes, &arguments.v, full, 0,
                   k_start + int(Step::number(words, half)) * kBlockK, 0, kv_head, packed_batch);
       }
       kept++;
@@ -258,8 +171,8 @@ __device__ __forceinline__ void produce(const Arguments& a, const Work& work, u3
   for (int step = 0; step < n; step++) {
     if (step % 16 == 0) described = work.visit(a, 2 * step + lane);
     u32 words[2] = {__shfl_sync(~0u, described, 2 * step % kWarp), __shfl_sync(~0u, described, 2 * step % kWarp + 1)};
-    int first = words[0] & Step::block, second = words[1] & Step::block;
-    bool pair = words[1] & Step::valid && (first - second == 1 || second - first == 1);
+    int first = words[0] & Visit::block, second = words[1] & Visit::block;
+    bool pair = words[1] & Visit::valid && (first - second == 1 || second - first == 1);
     bool swapped = pair && second < first;
     if (swapped) {  // neighbours travel as one tile, in ascending order
       u32 swap = words[0];
@@ -275,14 +188,14 @@ __device__ __forceinline__ void produce(const Arguments& a, const Work& work, u3
       store_shared(base + L::steps + 8 * (step % kRing), Step::pack(words[0], words[1], swapped));
       if (pair) {
         mbarrier_expect(full, L::k_bytes);
-        copy_tile(tile, &a.k_step, full, 0, k_start + first * kBlockK, 0, kv_head, packed_batch);
+        copy_tile(tile, &arguments.k_step, full, 0, k_start + first * kBlockK, 0, kv_head, packed_batch);
       } else {
         mbarrier_expect(full, ((words[0] >> 31) + (words[1] >> 31)) * (L::k_bytes / 2));
         for (int half = 0; half < 2; half++)
           for (int panel = 0; panel < L::panels; panel++)
-            if (words[half] & Step::valid)
-              copy_tile(tile + panel * L::k_panel + half * (L::k_panel / 2), &a.k_block, full, 0,
-                        k_start + int(words[half] & Step::block) * kBlockK, panel, kv_head, packed_batch);
+            if (words[half] & Visit::valid)
+              copy_tile(tile + panel * L::k_panel + half * (L::k_panel / 2), &arguments.k_block, full, 0,
+                        k_start + int(words[half] & Visit::block) * kBlockK, panel, kv_head, packed_batch);
       }
     }
     __syncwarp();
@@ -301,7 +214,7 @@ struct Seen {
 };
 
 template <class T, int D, Mode M>
-__device__ __forceinline__ void consume(const Arguments& a, const Work& work, u32 base) {
+__device__ __forceinline__ void consume(const Call& a, const Work& work, u32 base) {
   using L = Layout<D>;
   constexpr bool kGated = M == Mode::gate_max || M == Mode::gate_lse;
   constexpr bool kVotes = M != Mode::all;
@@ -312,7 +225,7 @@ __device__ __forceinline__ void consume(const Arguments& a, const Work& work, u3
   const int thread = threadIdx.x % 128;
   const int lane = threadIdx.x % kWarp;
   const int row = work.q_block * kBlockQ + warp * 16 + lane / 4;  // and row + 8
-  const int n = work.steps();
+  const int n = (work.visits + 1) / 2;
   const float scale_log2 = a.scale * kLog2e;
 
   // The gate in units of q.k.
@@ -592,7 +505,7 @@ __device__ __forceinline__ void consume(const Arguments& a, const Work& work, u3
   }
 }
 
-template <class T, int D, Mode M> __global__ void __launch_bounds__(kThreads, 1) attention(const __grid_constant__ Arguments a) {
+template <class T, int D, Mode M> __global__ void __launch_bounds__(kThreads, 1) attention(const __grid_constant__ Arguments arguments) {
   using L = Layout<D>;
   extern __shared__ char dynamic[];
   u32 start = shared_address(dynamic);
@@ -601,11 +514,11 @@ template <class T, int D, Mode M> __global__ void __launch_bounds__(kThreads, 1)
   Work& work = *reinterpret_cast<Work*>(shared + L::work);
 
   if (threadIdx.x == 0) {
-    work = Work(a, blockIdx.x);
-    prefetch_tensor_map(&a.q);
-    prefetch_tensor_map(&a.k_step);
-    prefetch_tensor_map(&a.k_block);
-    prefetch_tensor_map(&a.v);
+    work = Work(arguments.call, blockIdx.x);
+    prefetch_tensor_map(&arguments.q);
+    prefetch_tensor_map(&arguments.k_step);
+    prefetch_tensor_map(&arguments.k_block);
+    prefetch_tensor_map(&arguments.v);
     mbarrier_init(base + L::q_full, 1);
     for (int i = 0; i < kStages; i++) {
       mbarrier_init(base + L::k_full + 8 * i, 1);
@@ -623,10 +536,10 @@ template <class T, int D, Mode M> __global__ void __launch_bounds__(kThreads, 1)
 
   if (threadIdx.x < 128) {
     registers_shrink<24>();
-    if (threadIdx.x < kWarp) produce<T, D, M>(a, work, base);
+    if (threadIdx.x < kWarp) produce<T, D, M>(arguments, work, base);
   } else {
     registers_grow<240>();
-    consume<T, D, M>(a, work, base);
+    consume<T, D, M>(arguments.call, work, base);
   }
 }
 
