@@ -5,12 +5,14 @@ from __future__ import annotations
 import hashlib
 from collections.abc import Iterable
 from dataclasses import dataclass
-from typing import Any
+from typing import TYPE_CHECKING, Any
 
 import torch
-from transformers import PreTrainedModel
 
 from bsfa.errors import InputError
+
+if TYPE_CHECKING:
+    from transformers import PreTrainedModel
 
 SAMPLED_WEIGHTS = 4096  # weights that go into a fingerprint
 FP16_SMALLEST_NORMAL = 2.0**-14

@@ -7,8 +7,10 @@ parameter that sets its strength; given a list there, the method is run once for
 
 from __future__ import annotations
 
+import hashlib
 from collections.abc import Callable, Iterator
 from dataclasses import dataclass
+from pathlib import Path
 from typing import Any
 
 from hydra.utils import get_class
@@ -59,7 +61,7 @@ class Variant:
             "name": self.kind.name,
             "version": self.kind.version,
             "strength": self.strength,
-            "parameters": self._parameters(),
+            "parameters": {key: _by_content(value) for key, value in self._parameters().items()},
             "calibration": self.calibration(),
         }
 
@@ -88,6 +90,13 @@ class Variant:
         return {
             key: value for key, value in plain(self.config).items() if key not in ("_target_", "knob", "thresholds")
         }
+
+
+def _by_content(value: Any) -> Any:
+    """A parameter as a record has it: a file, such as MInference's patterns, by what it holds and not by its path."""
+    if isinstance(value, str) and (path := Path(value)).is_file():
+        return f"{path.name} sha256:{hashlib.sha256(path.read_bytes()).hexdigest()[:16]}"
+    return value
 
 
 def variants(cfg: DictConfig, store: Store, source: ModelSource) -> list[Variant]:

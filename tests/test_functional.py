@@ -2,6 +2,8 @@ from __future__ import annotations
 
 import inspect
 import math
+import subprocess
+import sys
 
 import pytest
 import torch
@@ -153,3 +155,9 @@ def test_bad_sequence_bounds_are_refused(bounds):
     bounds = torch.tensor(bounds, dtype=torch.int32)
     with pytest.raises(InputError, match="cu_seqlens_q"):
         flash_attn_varlen_func(q, q, q, bounds, bounds, 7, 8)
+
+
+def test_attention_alone_does_not_bring_transformers():
+    asked = "import sys, bsfa, bsfa.methods; print('transformers' in sys.modules, callable(bsfa.apply), callable(bsfa.calibrate))"
+    ended = subprocess.run([sys.executable, "-c", asked], capture_output=True, text=True, check=True)
+    assert ended.stdout.split() == ["False", "True", "True"]

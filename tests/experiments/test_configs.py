@@ -83,6 +83,19 @@ def test_a_list_of_strengths_and_a_list_of_texts_are_swept(tmp_path, model_folde
     assert labels == ["bsfa k=2 (prose)", "bsfa k=2 (noise)", "bsfa k=4 (prose)", "bsfa k=4 (noise)"]
 
 
+def test_a_file_that_a_method_reads_counts_by_what_it_holds(tmp_path, model_folder):
+    def identity(file: Path, content: str) -> dict:
+        file.write_text(content)
+        config = composed("profile=quick", "method=minference", f"method.patterns={file}", f"model.path={model_folder}")
+        [found] = variants(config, Store(tmp_path), instantiate(config.model))
+        return found.identity()
+
+    (tmp_path / "elsewhere").mkdir()
+    first = identity(tmp_path / "patterns.json", "[1]")
+    assert identity(tmp_path / "elsewhere" / "patterns.json", "[1]") == first
+    assert identity(tmp_path / "patterns.json", "[2]") != first
+
+
 def test_the_settings_a_user_types_reach_what_they_name():
     config = composed(
         "experiment=niah",

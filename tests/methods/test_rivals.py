@@ -53,7 +53,11 @@ DENSE_LIMIT = [
     FlashPrefill(alpha=1e-30),
     FlashPrefill(last_full_blocks=99),
 ]
-IN_CHUNKS = [RowShare(0.5), XAttention(0.5), FlashPrefill(alpha=0.9, sink_blocks=1, window_blocks=1, last_full_blocks=0)]
+IN_CHUNKS = [
+    RowShare(0.5),
+    XAttention(0.5),
+    FlashPrefill(alpha=0.9, sink_blocks=1, window_blocks=1, last_full_blocks=0),
+]
 IN_ONE_PIECE = [MInference(), FlexPrefill(), SpargeAttn(), SpargeAttnTopK(), FlashPrefill()]
 WINDOWS = [(-1, -1), (200, 0)]
 
