@@ -21,16 +21,16 @@ from torch.nn.functional import pad
 
 from bsfa.attention import check_scale
 from bsfa.blocks import BlockGrid, BlockLists
-from bsfa.methods.base import Attend, Call, Method
+from bsfa.methods.base import Call
 from bsfa.methods.parameters import number, whole
-from bsfa.model import ModelInfo
+from bsfa.methods.selecting import Selecting
 from bsfa.selection import block_lists, mean_pool, query_chunks, refuse_chunks, scores
 
 BLOCK = 128
 
 
 @dataclass(frozen=True)
-class FlashPrefill(Method):
+class FlashPrefill(Selecting):
     """FlashPrefill at one strength; the blocks below are of 128 tokens.
 
     Parameters
@@ -60,17 +60,7 @@ class FlashPrefill(Method):
         whole("window_blocks", self.window_blocks, 1)
         whole("last_full_blocks", self.last_full_blocks, 0)
 
-    def bind(self, model: ModelInfo) -> Attend:
-        return lambda call: call.attend(blocks=self.select(call))
-
     def select(self, call: Call) -> BlockLists:
-        """The blocks of one call.
-
-        Raises
-        ------
-        NotImplementedError
-            A chunk of a prefill, where the last query blocks are to keep all.
-        """
         if self.last_full_blocks:
             refuse_chunks(call, self.name, "keeps all of a prompt's last query blocks (last_full_blocks=0 lets it go)")
         native = replace(call.grid, block_k=BLOCK)

@@ -21,9 +21,9 @@ import torch
 
 from bsfa.attention import check_scale
 from bsfa.blocks import BlockGrid, BlockLists
-from bsfa.methods.base import Attend, Call, Method
+from bsfa.methods.base import Call
 from bsfa.methods.parameters import number, whole
-from bsfa.model import ModelInfo
+from bsfa.methods.selecting import Selecting
 from bsfa.selection import (
     block_lists,
     diagonal_sums,
@@ -41,7 +41,7 @@ BLOCK = 128
 
 
 @dataclass(frozen=True)
-class FlexPrefill(Method):
+class FlexPrefill(Selecting):
     """FlexPrefill at one strength.
 
     Parameters
@@ -65,17 +65,7 @@ class FlexPrefill(Method):
         number("tau", self.tau, least=0, most=1)
         whole("min_budget", self.min_budget, 1)
 
-    def bind(self, model: ModelInfo) -> Attend:
-        return lambda call: call.attend(blocks=self.select(call))
-
     def select(self, call: Call) -> BlockLists:
-        """The blocks of one call.
-
-        Raises
-        ------
-        NotImplementedError
-            A chunk of a prefill.
-        """
         refuse_chunks(call, self.name, "chooses a head's pattern by the last queries of a prompt")
         native = replace(call.grid, block_k=BLOCK)
         last = last_attention(call, min(BLOCK, call.q.shape[1]))

@@ -23,9 +23,9 @@ from torch.nn.functional import normalize
 
 from bsfa.attention import check_scale
 from bsfa.blocks import BLOCK_K, BLOCK_Q, BlockLists
-from bsfa.methods.base import Attend, Call, Method
+from bsfa.methods.base import Call
 from bsfa.methods.parameters import number
-from bsfa.model import ModelInfo
+from bsfa.methods.selecting import Selecting
 from bsfa.selection import band, mean_pool, refuse_chunks, scores, select, visible
 
 
@@ -35,7 +35,7 @@ def cosine(x: torch.Tensor, size: int) -> torch.Tensor:
 
 
 @dataclass(frozen=True)
-class PooledScores(Method):
+class PooledScores(Selecting):
     """What the two rules share: all but which of a query block's ranked masses to keep."""
 
     similarity: float
@@ -43,17 +43,7 @@ class PooledScores(Method):
     def __post_init__(self) -> None:
         number("similarity", self.similarity, least=-1, most=1)
 
-    def bind(self, model: ModelInfo) -> Attend:
-        return lambda call: call.attend(blocks=self.select(call))
-
     def select(self, call: Call) -> BlockLists:
-        """The blocks of one call.
-
-        Raises
-        ------
-        NotImplementedError
-            A chunk of a prefill.
-        """
         refuse_chunks(call, self.name, "takes the mean of all keys of a prompt")
         grid, device = call.grid, call.q.device
         k = call.k - call.k.mean(1, keepdim=True)

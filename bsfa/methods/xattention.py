@@ -22,16 +22,16 @@ from torch.nn.functional import pad
 from bsfa.attention import check_scale
 from bsfa.blocks import BlockGrid, BlockLists
 from bsfa.errors import InputError
-from bsfa.methods.base import Attend, Call, Method
+from bsfa.methods.base import Call
 from bsfa.methods.parameters import number, whole
-from bsfa.model import ModelInfo
+from bsfa.methods.selecting import Selecting
 from bsfa.selection import band, block_lists, query_chunks, scores, select, visible
 
 BLOCK = 128
 
 
 @dataclass(frozen=True)
-class XAttention(Method):
+class XAttention(Selecting):
     """XAttention at one strength.
 
     Parameters
@@ -53,11 +53,7 @@ class XAttention(Method):
         if BLOCK % self.stride:
             raise InputError(f"stride={self.stride} must divide {BLOCK}, such as 8 or 16")
 
-    def bind(self, model: ModelInfo) -> Attend:
-        return lambda call: call.attend(blocks=self.select(call))
-
     def select(self, call: Call) -> BlockLists:
-        """The blocks of one call."""
         native = replace(call.grid, block_k=BLOCK)
         mass = self.mass(call, native)
         forced = band(native, mass.device)
