@@ -16,6 +16,14 @@ import run
 CALIBRATION = ("profile=quick", "calibration.samples=2", "calibration.k_values=[1,2]")
 SMALL = (*CALIBRATION, "task.lengths=[800,900]", "task.depths=2", "task.samples=1")  # on 2 haystacks
 KS = "method.k=[1,2]"
+FIDELITY = (
+    "experiment=fidelity",
+    *CALIBRATION,
+    "streams.lengths=[900]",
+    "streams.samples=2",
+    "streams.tail=16",
+    KS,
+)
 QUIET = "tracker=none"
 
 
@@ -65,6 +73,16 @@ def finished(tmp_path_factory: pytest.TempPathFactory, model_folder: Path) -> Pa
     """A results folder with every method's records and a report. Read only: `finished_copy` is for writing."""
     results = tmp_path_factory.mktemp("finished") / "results"
     for arguments in (("experiment=niah", f"model.path={model_folder}", *SMALL, KS), ("experiment=report",)):
+        ended = run_here(*arguments, QUIET, f"results={results}")
+        assert ended.status == 0, ended.err
+    return results
+
+
+@pytest.fixture(scope="session")
+def compared(tmp_path_factory: pytest.TempPathFactory, model_folder: Path) -> Path:
+    """A results folder with every method's fidelity to dense attention and a report. Read only."""
+    results = tmp_path_factory.mktemp("compared") / "results"
+    for arguments in ((*FIDELITY, f"model.path={model_folder}"), ("experiment=report",)):
         ended = run_here(*arguments, QUIET, f"results={results}")
         assert ended.status == 0, ended.err
     return results

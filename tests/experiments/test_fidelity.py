@@ -8,26 +8,9 @@ import pytest
 
 from experiments.frontier import skip_at
 from experiments.streams import Streams
-from tests.experiments.conftest import CALIBRATION, QUIET, run_here
+from tests.experiments.conftest import FIDELITY, QUIET, run_here
 
 LAYERS, HEADS = 2, 4  # of the model in tests/conftest.py
-SMALL = (
-    "experiment=fidelity",
-    *CALIBRATION,
-    "streams.lengths=[900]",
-    "streams.samples=2",
-    "streams.tail=16",
-    "method.k=[1,2]",
-)
-
-
-@pytest.fixture(scope="module")
-def results(tmp_path_factory, model_folder) -> Path:
-    folder = tmp_path_factory.mktemp("fidelity") / "results"
-    for arguments in ((*SMALL, f"model.path={model_folder}"), ("experiment=report",)):
-        ended = run_here(*arguments, QUIET, f"results={folder}")
-        assert ended.status == 0, ended.err
-    return folder
 
 
 def samples(results: Path) -> pd.DataFrame:
@@ -35,8 +18,8 @@ def samples(results: Path) -> pd.DataFrame:
     return pd.DataFrame([json.loads(line) for file in files for line in file.read_text().splitlines()])
 
 
-def test_every_text_is_read_with_every_method_and_dense_is_no_distance_from_itself(results):
-    found = samples(results)
+def test_every_text_is_read_with_every_method_and_dense_is_no_distance_from_itself(compared):
+    found = samples(compared)
     assert (found.groupby("method").size() == 4).all()  # two sources, two texts
     dense = found[found["method"] == "dense"]
     assert (dense["kl"].abs() < 1e-6).all()
@@ -44,8 +27,8 @@ def test_every_text_is_read_with_every_method_and_dense_is_no_distance_from_itse
     assert (dense["nll"] == dense["nll_dense"]).all()
 
 
-def test_a_method_that_drops_blocks_is_at_a_distance_and_drops_mass(results):
-    found = samples(results)
+def test_a_method_that_drops_blocks_is_at_a_distance_and_drops_mass(compared):
+    found = samples(compared)
     sparse = found[found["method"] == "streaming_llm local_blocks=2"]
     assert (sparse["skip_ratio"] > 0.3).all()
     assert (sparse["kl"] > 0).all()
@@ -55,17 +38,17 @@ def test_a_method_that_drops_blocks_is_at_a_distance_and_drops_mass(results):
             assert all(0 < value < 1 for row in table for value in row)
 
 
-def test_a_second_call_finds_everything_done(results, model_folder):
-    before = samples(results)
-    ended = run_here(*SMALL, f"model.path={model_folder}", QUIET, f"results={results}")
+def test_a_second_call_finds_everything_done(compared, model_folder):
+    before = samples(compared)
+    ended = run_here(*FIDELITY, f"model.path={model_folder}", QUIET, f"results={compared}")
     assert ended.status == 0
     assert "0 of them to do" in ended.out + ended.err
-    assert len(samples(results)) == len(before)
+    assert len(samples(compared)) == len(before)
 
 
-def test_the_report_has_the_curve_the_points_and_the_heads(results):
+def test_the_report_has_the_curve_the_points_and_the_heads(compared):
     tables, figures = (
-        {path.name.split("-", 2)[-1] for path in (results / kind).iterdir()} for kind in ("tables", "figures")
+        {path.name.split("-", 2)[-1] for path in (compared / kind).iterdir()} for kind in ("tables", "figures")
     )
     assert {name.rpartition("-")[2] for name in tables} >= {"points.md", "points.csv", "points.tex"}
     assert {name.rpartition("-")[2] for name in figures} == {"curve.png", "curve.pdf", "heads.png", "heads.pdf"}
@@ -106,4 +89,4 @@ def test_texts_differ_by_seed_and_are_the_same_again(model_folder):
     ],
 )
 def test_what_makes_no_sense_is_refused_by_name(command, model_folder, setting, message):
-    assert message in command(*SMALL, f"model.path={model_folder}", QUIET, setting).error
+    assert message in command(*FIDELITY, f"model.path={model_folder}", QUIET, setting).error

@@ -9,15 +9,20 @@ from nbclient import NotebookClient
 NOTEBOOKS = Path(__file__).parents[2] / "notebooks"
 
 
+@pytest.fixture
+def results(name: str, request) -> Path:
+    return request.getfixturevalue({"niah.ipynb": "finished", "fidelity.ipynb": "compared"}[name])
+
+
 @pytest.mark.parametrize("name", sorted(path.name for path in NOTEBOOKS.glob("*.ipynb")))
-def test_the_notebook_shows_a_results_folder_and_leaves_it_as_it_was(name, finished):
+def test_the_notebook_shows_a_results_folder_and_leaves_it_as_it_was(name, results):
     notebook = nbformat.read(NOTEBOOKS / name, as_version=4)
     [parameters] = [cell for cell in notebook.cells if "parameters" in cell.metadata.get("tags", [])]
     assert 'RESULTS = Path("../results")' in parameters.source
-    parameters.source = f"from pathlib import Path\n\nRESULTS = Path({str(finished)!r})"
-    before = {path: path.stat().st_mtime_ns for path in finished.rglob("*")}
+    parameters.source = f"from pathlib import Path\n\nRESULTS = Path({str(results)!r})"
+    before = {path: path.stat().st_mtime_ns for path in results.rglob("*")}
     NotebookClient(notebook, timeout=120, resources={"metadata": {"path": str(NOTEBOOKS)}}).execute()
-    assert {path: path.stat().st_mtime_ns for path in finished.rglob("*")} == before
+    assert {path: path.stat().st_mtime_ns for path in results.rglob("*")} == before
 
     outputs = [output for cell in notebook.cells for output in cell.get("outputs", [])]
     assert not [output for output in outputs if output.get("name") == "stderr"]
