@@ -5,12 +5,10 @@ from __future__ import annotations
 import itertools
 import logging
 from collections.abc import Callable, Sequence
-from dataclasses import dataclass
 from typing import Any, ClassVar
 
 from hydra.utils import instantiate
 from omegaconf import DictConfig
-from transformers import PreTrainedTokenizerBase
 
 import bsfa
 from bsfa.clock import Clock, clock_for
@@ -29,37 +27,14 @@ def run(cfg: DictConfig) -> None:
     sweep(cfg, Prompts(instantiate(cfg.task)), cfg.task)
 
 
-@dataclass(frozen=True)
-class Prompts(Subject):
-    """A task as a subject: its prompts, answered."""
-
-    task: Task
+class Prompts(Subject[Task]):
+    """A task's prompts, answered."""
 
     lengths_key: ClassVar[str] = "task.lengths"
     unit: ClassVar[str] = "answer"
 
-    @property
-    def name(self) -> str:
-        return self.task.name
-
-    @property
-    def version(self) -> int:
-        return self.task.version
-
-    def ids(self) -> list[str]:
-        return self.task.ids()
-
-    def longest(self) -> int:
-        return self.task.longest()
-
-    def data(self) -> dict[str, str]:
-        return self.task.data()
-
-    def check(self, tokenizer: PreTrainedTokenizerBase) -> None:
-        next(self.task.make(tokenizer))  # no chat template, too short a length
-
     def bench(self, place: Place) -> Bench:
-        return Answers(self.task, place)
+        return Answers(self.samples, place)
 
     def summarise(self, samples: Sequence[dict[str, Any]]) -> dict[str, Any]:
         return summarise(samples)

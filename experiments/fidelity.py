@@ -15,7 +15,6 @@ import numpy as np
 import torch
 from hydra.utils import instantiate
 from omegaconf import DictConfig
-from transformers import PreTrainedTokenizerBase
 
 import bsfa
 from bsfa.attention import Attended
@@ -32,37 +31,14 @@ def run(cfg: DictConfig) -> None:
     sweep(cfg, Fidelity(instantiate(cfg.streams)), cfg.streams)
 
 
-@dataclass(frozen=True)
-class Fidelity(Subject):
-    """Texts as a subject: their distributions, compared."""
-
-    streams: Streams
+class Fidelity(Subject[Streams]):
+    """Texts' distributions, compared."""
 
     lengths_key: ClassVar[str] = "streams.lengths"
     unit: ClassVar[str] = "text"
 
-    @property
-    def name(self) -> str:
-        return "fidelity"
-
-    @property
-    def version(self) -> int:
-        return self.streams.version
-
-    def ids(self) -> list[str]:
-        return self.streams.ids()
-
-    def longest(self) -> int:
-        return max(self.streams.lengths)
-
-    def data(self) -> dict[str, str]:
-        return self.streams.data()
-
-    def check(self, tokenizer: PreTrainedTokenizerBase) -> None:
-        next(self.streams.make(tokenizer))
-
     def bench(self, place: Place) -> Bench:
-        return Comparison(self.streams, place)
+        return Comparison(self.samples, place)
 
     def summarise(self, samples: Sequence[dict[str, Any]]) -> dict[str, Any]:
         low, high = mean_interval([sample["kl"] for sample in samples])

@@ -53,6 +53,7 @@ class Streams:
     sources: Sequence[str] = text.HAYSTACKS
     seed: int = 0
 
+    name: ClassVar[str] = "fidelity"
     version: ClassVar[int] = 1
 
     def __post_init__(self) -> None:
@@ -68,6 +69,9 @@ class Streams:
 
     def ids(self) -> list[str]:
         return [f"{source}-{length}-{n}" for source, length, n in self._grid()]
+
+    def longest(self) -> int:
+        return max(self.lengths)
 
     def data(self) -> dict[str, str]:
         return {source: text.digest(source, "evaluate") for source in self.sources}

@@ -6,11 +6,11 @@ import logging
 import sys
 import uuid
 from abc import ABC, abstractmethod
-from collections.abc import Callable, Sequence
+from collections.abc import Callable, Iterator, Sequence
 from contextlib import ExitStack
 from dataclasses import dataclass
 from pathlib import Path
-from typing import Any, ClassVar
+from typing import Any, ClassVar, Generic, Protocol, TypeVar
 
 import torch
 from hydra.utils import instantiate
@@ -67,35 +67,36 @@ class Bench(ABC):
         """Record every sample that a lane has not recorded, and call ``advance`` after each."""
 
 
-class Subject(ABC):
-    """What methods are measured on. ``version`` is part of a record's identity."""
+class Samples(Protocol):
+    """Where samples come from. ``name`` and ``version`` are part of a record's identity."""
 
-    lengths_key: ClassVar[str]  # the setting that `longest` comes from, for an error
-    unit: ClassVar[str]  # of the progress bar
+    name: ClassVar[str]
+    version: ClassVar[int]
 
-    @property
-    @abstractmethod
-    def name(self) -> str: ...
-
-    @property
-    @abstractmethod
-    def version(self) -> int: ...
-
-    @abstractmethod
     def ids(self) -> list[str]:
         """The ids of all samples; needs no tokenizer."""
 
-    @abstractmethod
     def longest(self) -> int:
         """Tokens of the longest sample."""
 
-    @abstractmethod
     def data(self) -> dict[str, str]:
         """Digests of the text that the samples are made of."""
 
-    @abstractmethod
-    def check(self, tokenizer: PreTrainedTokenizerBase) -> None:
-        """Make one sample, so that what cannot be made is known before calibration."""
+    def make(self, tokenizer: PreTrainedTokenizerBase) -> Iterator[Any]:
+        """Make the samples, in the order of `ids`."""
+
+
+S = TypeVar("S", bound=Samples)
+
+
+@dataclass(frozen=True)
+class Subject(ABC, Generic[S]):
+    """What is measured on samples, and what is said of it."""
+
+    samples: S
+
+    lengths_key: ClassVar[str]  # the setting that `Samples.longest` comes from, for an error
+    unit: ClassVar[str]  # of the progress bar
 
     @abstractmethod
     def bench(self, place: Place) -> Bench: ...
@@ -122,20 +123,20 @@ def sweep(cfg: DictConfig, subject: Subject, parameters: DictConfig) -> None:
     source: ModelSource = instantiate(cfg.model)
     shared = {
         "task": {
-            "name": subject.name,
-            "version": subject.version,
+            "name": subject.samples.name,
+            "version": subject.samples.version,
             **{key: value for key, value in plain(parameters).items() if key != "_target_"},
-            "data": subject.data(),
+            "data": subject.samples.data(),
         },
         "model": source.identity(),
         "backend": pick_backend(cfg.backend, torch.device(source.device)),
     }
     planned = [
-        (variant, store.run(subject.name, shared | {"method": variant.identity()}))
+        (variant, store.run(subject.samples.name, shared | {"method": variant.identity()}))
         for variant in variants(cfg, store, source)
     ]
     missing = [(variant, run) for variant, run in planned if not run.complete]
-    log.info("%s on %s: %d runs, %d of them to do", subject.name, source.label, len(planned), len(missing))
+    log.info("%s on %s: %d runs, %d of them to do", subject.samples.name, source.label, len(planned), len(missing))
     if missing:
         _finish(cfg.backend, subject, source, tracker, missing)
 
@@ -144,8 +145,8 @@ def _finish(
     backend: Backend, subject: Subject, source: ModelSource, tracker: Tracker, missing: list[tuple[Variant, Run]]
 ) -> None:
     loaded = source.load()
-    loaded.check_length(subject.longest(), subject.lengths_key)
-    subject.check(loaded.tokenizer)
+    loaded.check_length(subject.samples.longest(), subject.lengths_key)
+    next(subject.samples.make(loaded.tokenizer))  # what cannot be made is known before calibration
     info = describe(loaded.model)
     methods = [variant.build(loaded) for variant, _ in missing]
     for method in methods:
@@ -154,8 +155,8 @@ def _finish(
     with ExitStack() as locks:
         writers = [locks.enter_context(run.writing(environment.describe(device))) for _, run in missing]
         lanes = [Lane(v, m, w) for (v, _), m, w in zip(missing, methods, writers, strict=True)]
-        todo = sum(name not in lane.writer.done for lane in lanes for name in subject.ids())
-        bar = tqdm(total=todo, desc=subject.name, unit=subject.unit, file=sys.stderr)
+        todo = sum(name not in lane.writer.done for lane in lanes for name in subject.samples.ids())
+        bar = tqdm(total=todo, desc=subject.samples.name, unit=subject.unit, file=sys.stderr)
         with bar, logging_redirect_tqdm():
             subject.bench(Place(loaded, backend, device)).measure(lanes, bar.update)
         for (variant, run), writer in zip(missing, writers, strict=True):
