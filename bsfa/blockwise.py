@@ -177,7 +177,7 @@ def _decide(
     if gate.relative is None:
         keep = ~(logits(_block_max(dots, grid)) < threshold[:, None])
     else:
-        keep = _decide_relative(dots, grid, i, logits, gate, threshold, gate.relative[group])
+        keep = _decide_relative(dots, grid, i, logits, gate, threshold, gate.relative[group, i])
     protected = [j - visible.start for j in gate.protects(grid, i)]
     keep[:, protected] = True
     return keep

@@ -69,7 +69,7 @@ def attend(
     k, v : (B, Sk, Hkv, D)
         Any strides over the last axis' contiguous one, in multiples of 16 bytes; others are copied.
     gate : ResolvedGate, optional
-        With one threshold a head and query block of this call, fp32 (Hq, n_q).
+        With one threshold (and relative cut) a head and query block of this call, fp32 (Hq, n_q).
     block_lists : BlockLists, optional
         Visit these blocks instead of every visible one, without a gate.
     kernel : str, optional
@@ -110,8 +110,8 @@ def attend_varlen(
     k, v : (total_k, Hkv, D)
     cu_seqlens_q, cu_seqlens_k : int32 (B + 1,)
     gate : ResolvedGate, optional
-        Its ``threshold`` is the whole table, fp32 (Hq, n): each sequence reads it by absolute position, clamped to
-        the last column.
+        Its ``threshold`` and ``relative`` are whole tables, fp32 (Hq, n): each sequence reads them by absolute
+        position, clamped to the last column.
     block_lists : BlockLists, optional
         (B, Hq, ceil(max_seqlen_q / 128), width).
 
@@ -224,11 +224,9 @@ def _attention(
     mode = "all"
     if threshold is not None:
         mode = "gate_lse" if relative_to_lse else "gate_max"
-        a.threshold = threshold.data_ptr()
-        a.threshold_head_stride, a.threshold_row_stride = threshold.stride()
-        a.threshold_rows = threshold.shape[1] if cu_seqlens_q is not None else 0
-        relative = relative.contiguous() if relative is not None else None
-        a.relative = relative.data_ptr() if relative is not None else None
+        a.threshold.set(threshold, by_position=cu_seqlens_q is not None)
+        if relative is not None:
+            a.relative.set(relative, by_position=cu_seqlens_q is not None)
         a.order, a.keep_diagonal, a.keep_first = order, keep_diagonal, keep_first
     if indices is not None and counts is not None:
         indices, counts = _int32(indices), _int32(counts)

@@ -3,7 +3,7 @@
 A block is kept when it overlaps the diagonal band and ``keep_diagonal``, or it is the first key block and
 ``keep_first``, or any visible scaled score ``s`` in it satisfies
 
-    s >= max(threshold[head, query block], r[row] + relative[head])
+    s >= max(threshold[head, query block], r[row] + relative[head, query block])
 
 with ``r[row]`` the row's running maximum (or running log-sum-exp) of scaled scores over the blocks kept so far, in
 the order of visit, -inf before the first. The comparison is made as ``not (s < bar)`` and a NaN in the bar's
@@ -37,8 +37,8 @@ class Gate:
     threshold : float or tensor (Hq,) or (Hq, n_blocks)
         Absolute cut, in units of ``softmax_scale * q.k``. The second axis is the query block's absolute position;
         positions past its end read the last entry.
-    relative : float or tensor (Hq,)
-        Cut against the row's running statistic, same units; usually negative. -inf switches the test off.
+    relative : float or tensor (Hq,) or (Hq, n_blocks)
+        Cut against the row's running statistic, same units and axes; usually negative. -inf switches the test off.
     relative_to : {"max", "lse"}
         Running maximum or running log-sum-exp.
     order : {"diagonal", "sink", "ascending"}
@@ -66,8 +66,8 @@ class Gate:
             raise InputError(f"gate order {self.order!r} is none of {', '.join(ORDERS)}")
         if self.relative_to not in RELATIVE_TO:
             raise InputError(f"gate relative_to {self.relative_to!r} is none of {', '.join(RELATIVE_TO)}")
-        _check_numbers("threshold", self.threshold, max_dim=2)
-        _check_numbers("relative", self.relative, max_dim=1)
+        _check_numbers("threshold", self.threshold)
+        _check_numbers("relative", self.relative)
 
     @classmethod
     def of(cls, gate: Gate | float | torch.Tensor | None) -> Gate | None:
@@ -77,19 +77,15 @@ class Gate:
         return cls(threshold=gate)
 
     def resolve(self, grid: BlockGrid, n_heads: int, device: torch.device) -> ResolvedGate:
-        """The gate of one call: thresholds picked by absolute position and broadcast to (Hq, n_q) fp32.
+        """The gate of one call: its cuts picked by absolute position and broadcast to (Hq, n_q) fp32.
 
         Raises
         ------
         InputError
             The gate was made for another number of heads.
         """
-        threshold = _per_head("threshold", self.threshold, n_heads, device)
-        if threshold.dim() == 1:
-            threshold = threshold[:, None].expand(n_heads, grid.n_q)
-        else:
-            threshold = grid.pick_thresholds(threshold)
-        relative = _per_head("relative", self.relative, n_heads, device) if self.is_relative else None
+        threshold = _per_block("threshold", self.threshold, grid, n_heads, device)
+        relative = _per_block("relative", self.relative, grid, n_heads, device) if self.is_relative else None
         return ResolvedGate(threshold, relative, self.relative_to, self.order, self.keep_diagonal, self.keep_first)
 
     @property
@@ -104,7 +100,7 @@ class ResolvedGate:
     Attributes
     ----------
     threshold : fp32 (Hq, n_q)
-    relative : fp32 (Hq,), or None where the gate is absolute alone
+    relative : fp32 (Hq, n_q), or None where the gate is absolute alone
     """
 
     threshold: torch.Tensor
@@ -122,12 +118,11 @@ class ResolvedGate:
         return kept
 
 
-def _check_numbers(name: str, value: float | torch.Tensor, max_dim: int) -> None:
+def _check_numbers(name: str, value: float | torch.Tensor) -> None:
     if isinstance(value, torch.Tensor):
-        if not value.is_floating_point() or value.dim() > max_dim or value.numel() == 0:
-            shapes = "(Hq,) or (Hq, n_blocks)" if max_dim == 2 else "(Hq,)"
+        if not value.is_floating_point() or value.dim() > 2 or value.numel() == 0:
             raise InputError(
-                f"gate {name} must be a float or a floating-point tensor {shapes}, "
+                f"gate {name} must be a float or a floating-point tensor (Hq,) or (Hq, n_blocks), "
                 f"got {value.dtype} {tuple(value.shape)}"
             )
         has_nan = bool(torch.isnan(value).any())
@@ -139,12 +134,15 @@ def _check_numbers(name: str, value: float | torch.Tensor, max_dim: int) -> None
         raise InputError(f"gate {name} holds NaN; use -inf to keep every block")
 
 
-def _per_head(name: str, value: float | torch.Tensor, n_heads: int, device: torch.device) -> torch.Tensor:
-    """fp32 (Hq,) or (Hq, n_blocks) on the device, with no wait for it."""
+def _per_block(
+    name: str, value: float | torch.Tensor, grid: BlockGrid, n_heads: int, device: torch.device
+) -> torch.Tensor:
+    """fp32 (Hq, n_q) on the device, with no wait for it."""
     if not isinstance(value, torch.Tensor):
-        return torch.full((n_heads,), value, device=device, dtype=torch.float32)
-    if value.dim() == 0:
-        return value.to(device, torch.float32).expand(n_heads)
-    if value.shape[0] != n_heads:
+        return torch.full((1, 1), value, device=device, dtype=torch.float32).expand(n_heads, grid.n_q)
+    if value.dim() and value.shape[0] != n_heads:
         raise InputError(f"gate {name} is for {value.shape[0]} heads, the call has {n_heads}")
-    return value.to(device, torch.float32)
+    value = value.to(device, torch.float32)
+    if value.dim() == 2:
+        return grid.pick_thresholds(value)
+    return value.reshape(-1, 1).expand(n_heads, grid.n_q)

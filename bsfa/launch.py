@@ -21,6 +21,23 @@ DTYPES = {torch.bfloat16: "bsfa::bf16", torch.float16: "bsfa::fp16"}
 ORDERS = {"diagonal": 0, "sink": 1, "ascending": 2}
 
 
+class Table(ctypes.Structure):
+    """`bsfa::Table` of ``kernels/work.cuh``: fp32 (heads, query blocks)."""
+
+    _fields_ = (
+        ("data", ctypes.c_void_p),
+        ("head_stride", ctypes.c_int64),
+        ("row_stride", ctypes.c_int64),
+        ("rows", ctypes.c_int32),
+    )
+
+    def set(self, values: Tensor, by_position: bool) -> None:
+        """Point at ``values``; ``by_position``: its columns are absolute positions, not this call's query blocks."""
+        self.data = values.data_ptr()
+        self.head_stride, self.row_stride = values.stride()
+        self.rows = values.shape[1] if by_position else 0
+
+
 class Call(ctypes.Structure):
     """`bsfa::Call` of ``kernels/work.cuh``, field by field."""
 
@@ -29,15 +46,12 @@ class Call(ctypes.Structure):
         ("lse", ctypes.c_void_p),
         ("kept", ctypes.c_void_p),
         ("maxima", ctypes.c_void_p),
-        ("threshold", ctypes.c_void_p),
-        ("relative", ctypes.c_void_p),
+        ("threshold", Table),
+        ("relative", Table),
         ("indices", ctypes.c_void_p),
         ("counts", ctypes.c_void_p),
         ("cu_q", ctypes.c_void_p),
         ("cu_k", ctypes.c_void_p),
-        ("threshold_head_stride", ctypes.c_int64),
-        ("threshold_row_stride", ctypes.c_int64),
-        ("threshold_rows", ctypes.c_int32),
         ("list_width", ctypes.c_int32),
         ("batch", ctypes.c_int32),
         ("q_heads", ctypes.c_int32),

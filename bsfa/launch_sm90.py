@@ -25,7 +25,7 @@ class Arguments(ctypes.Structure):
         ("k_block", ctypes.c_uint64 * 16),
         ("v", ctypes.c_uint64 * 16),
         ("call", Call),
-        ("padding", ctypes.c_int32 * 10),  # to the struct's alignment of 64
+        ("padding", ctypes.c_int32 * 4),  # to the struct's alignment of 64
     )
 
 

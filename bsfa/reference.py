@@ -83,7 +83,7 @@ def _gated(scores: torch.Tensor, grid: BlockGrid, i: int, gate: ResolvedGate) ->
         visible = grid.entry_mask(i, range(j, j + 1), scores.device)[:, : block.shape[-1]]
         bar = threshold.expand_as(running)
         if gate.relative is not None:
-            bar = torch.fmax(bar, running + gate.relative[:, None])
+            bar = torch.fmax(bar, running + gate.relative[:, i, None])
         kept = (~(block < bar[..., None]) & visible).flatten(2).any(-1)
         if j in gate.protects(grid, i):
             kept = torch.ones_like(kept)

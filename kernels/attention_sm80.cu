@@ -118,13 +118,8 @@ struct Cta {
     v = Rows(arguments.v, batch, work.kv_head, work.k_start, work.k_length);
     const Call& a = arguments.call;
     kept = zero = 0;
-    threshold = relative = -infinity();
-    if (a.threshold) {
-      int at = work.q_block;
-      if (a.threshold_rows > 0) at = min(max(0, work.offset + work.q_block * kBlockQ) / kBlockQ, a.threshold_rows - 1);
-      threshold = a.threshold[work.head * a.threshold_head_stride + at * a.threshold_row_stride] / a.scale;
-    }
-    if (a.relative) relative = a.relative[work.head] / a.scale;
+    threshold = work.look_up(a.threshold, a.scale);
+    relative = work.look_up(a.relative, a.scale);
   }
 };
 

@@ -52,6 +52,8 @@ constexpr int kStages = 4;         // steps of K in flight
 constexpr int kSlots = 4;          // blocks of V in shared memory; see the head on why four suffice
 constexpr int kConsumerWarps = 8;
 constexpr int kThreads = 384;
+constexpr float kSlack = 8.f;      // P stays under 2^8
+constexpr float kNoShift = -1e30f; // of a row that has seen nothing
 constexpr int kRing = 8;           // steps whose words and votes are kept: more than any warp can be ahead of another
 
 // The one kernel argument. Mirrored by bsfa/launch_sm90.py.
@@ -64,37 +66,35 @@ struct Arguments {
 
 // What a warp says about a step, one byte; the bitwise or over the eight warps decides. Bit h speaks of half h.
 struct Vote {
-  static constexpr u32 wants = 1;         // a score reaches the bar that stands before the step
-  static constexpr u32 still_wants = 4;   // in the half visited later: reaches the bar as the other half, kept, raises it
-  static constexpr u32 forced = 8;        // kept whatever its scores   (this and the rest are the same from every warp)
-  static constexpr u32 valid = 32;        // there is such a half
-  static constexpr u32 swapped = 128;     // half 1 is visited before half 0
+  static constexpr u32 halves = 3;       // bits 0, 1: kept by the bar that stands before the step
+  static constexpr u32 raised = 4;       // bits 2, 3: the same for the half visited later, by the bar as the other half,
+                                         // kept, raises it; relative gates only
+  static constexpr u32 swapped = 128;    // half 1 is visited before half 0 (the same from every warp)
 
   // The halves kept: the one visited first by the bar before the step, the other by the bar that came of the first.
-  static __device__ __forceinline__ u32 kept(u32 vote) {
+  static __device__ __forceinline__ u32 kept(u32 vote, bool relative) {
+    if (!relative) return vote & halves;
     u32 first = vote & swapped ? 2 : 1;
-    u32 plain = vote | vote / forced;
-    u32 raised = (vote & still_wants ? 3 : 0) | vote / forced;
-    u32 keep = plain & first;
-    keep |= (keep ? raised : plain) & (3 - first);
-    return keep & vote / valid;
+    u32 keep = vote & first;
+    return keep | ((keep ? vote / raised : vote) & (halves - first));
   }
 };
 
-// The two visits of a step as the consumers read them: the block numbers, with what every warp's vote begins with above
-// the first, and what needs a mask above the second.
+// The two visits of a step as the consumers read them: the block numbers, and above the first what holds of each half.
 struct Step {
   static constexpr u32 block = (1u << 24) - 1;
 
   static __device__ __forceinline__ u64 pack(u32 first, u32 second, bool swapped) {
-    u32 vote = (first >> 31) * Vote::valid | (second >> 31) * (Vote::valid << 1) | (first >> 30 & 1) * Vote::forced |
-               (second >> 30 & 1) * (Vote::forced << 1) | (swapped ? Vote::swapped : 0);
-    u32 hidden = (first & Visit::masked) << 1 | (second & Visit::masked) << 2;
-    return u64((second & block) | hidden) << 32 | (first & block) | vote << 24;
+    u32 flags = first >> 31 | second >> 31 << 1 | (first >> 30 & 1) << 2 | (second >> 30 & 1) << 3 |
+                (first >> 29 & 1) << 4 | (second >> 29 & 1) << 5 | (swapped ? Vote::swapped : 0);
+    return u64(second & block) << 32 | (first & block) | flags << 24;
   }
-  static __device__ __forceinline__ u32 vote(u64 words) { return u32(words) >> 24; }
   static __device__ __forceinline__ u32 number(u64 words, int half) { return u32(words >> 32 * half) & block; }
-  static __device__ __forceinline__ u32 hidden(u64 words) { return u32(words >> 62); }  // bit h: half h needs a mask
+  static __device__ __forceinline__ u32 flags(u64 words) { return u32(words) >> 24; }
+  // Bit h: half h exists; is kept whatever its scores; needs a mask.
+  static __device__ __forceinline__ u32 valid(u64 words) { return flags(words) & 3; }
+  static __device__ __forceinline__ u32 forced(u64 words) { return flags(words) >> 2 & 3; }
+  static __device__ __forceinline__ u32 hidden(u64 words) { return flags(words) >> 4 & 3; }
 };
 
 template <int D> struct Layout {
@@ -123,11 +123,11 @@ template <int D> struct Layout {
 };
 
 // The decision on a step once every consumer warp has voted: bit h is set where half h is kept.
-template <int D> __device__ __forceinline__ u32 decide(u32 base, int step) {
+template <int D> __device__ __forceinline__ u32 decide(u32 base, u32 step, bool relative) {
   using L = Layout<D>;
+  u32 votes = base + L::exchange + threadIdx.x % kConsumerWarps + (step % kRing) * kConsumerWarps * 8;
   mbarrier_wait(base + L::voted + 8 * (step % kRing), (step / kRing) & 1);
-  return Vote::kept(__reduce_or_sync(
-      ~0u, load_shared_byte(base + L::exchange + (step % kRing) * kConsumerWarps * 8 + threadIdx.x % kConsumerWarps)));
+  return Vote::kept(__reduce_or_sync(~0u, load_shared_byte(votes)), relative);
 }
 
 // The producer: one warp. Its lanes describe 32 blocks at once, lane 0 issues the copies.
@@ -152,7 +152,7 @@ __device__ __forceinline__ void produce(const Arguments& arguments, const Work& 
   int kept = 0;
   auto load_v = [&](int step) {
     u64 words = load_shared(base + L::steps + 8 * (step % kRing));
-    u32 keep = kGated ? decide<D>(base, step) : Step::vote(words) / Vote::valid;
+    u32 keep = kGated ? decide<D>(base, step, a.relative.data) : Step::valid(words);
     for (int half = 0; half < 2; half++) {
       if (!(keep >> half & 1)) continue;
       int slot = kept % kSlots;
@@ -209,12 +209,13 @@ __device__ __forceinline__ void produce(const Arguments& arguments, const Work& 
 // A step's scores as its consumer sees them beside the accumulator.
 struct Seen {
   float largest[2][2];  // [half][row], over this thread's columns
-  u64 words;            // `Step`
+  u64 words;            // `Step`; 0 past the last one
   u32 vote;             // this warp's `Vote`
+  bool outgrows;        // some row of this warp has a score far above its shift
 };
 
-template <class T, int D, Mode M>
-__device__ __forceinline__ void consume(const Call& a, const Work& work, u32 base) {
+template <class T, int D, Mode M, bool kPositive>
+__device__ __forceinline__ void consume(const Call& a, const Work& work, u32 base, float threshold) {
   using L = Layout<D>;
   constexpr bool kGated = M == Mode::gate_max || M == Mode::gate_lse;
   constexpr bool kVotes = M != Mode::all;
@@ -225,45 +226,47 @@ __device__ __forceinline__ void consume(const Call& a, const Work& work, u32 bas
   const int thread = threadIdx.x % 128;
   const int lane = threadIdx.x % kWarp;
   const int row = work.q_block * kBlockQ + warp * 16 + lane / 4;  // and row + 8
-  const int n = (work.visits + 1) / 2;
+  const u32 n = u32(work.visits + 1) / 2;
   const float scale_log2 = a.scale * kLog2e;
 
-  // The gate in units of q.k.
-  float threshold = -infinity(), relative = -infinity();
-  if constexpr (kGated) {
-    int at = work.q_block;
-    if (a.threshold_rows > 0) at = min(max(0, work.offset + work.q_block * kBlockQ) / kBlockQ, a.threshold_rows - 1);
-    threshold = a.threshold[work.head * a.threshold_head_stride + at * a.threshold_row_stride] / a.scale;
-    if (a.relative) relative = a.relative[work.head] / a.scale;
-  }
+  const bool relative_gate = kGated && !kPositive && a.relative.data;
+  const float relative = relative_gate ? work.look_up(a.relative, a.scale) : -infinity();
 
   float o[kOut], even[64], odd[64];
 #pragma unroll
   for (int i = 0; i < kOut; i++) o[i] = 0.f;
-  float row_max[2] = {-infinity(), -infinity()};
+  // Softmax: P = 2^(score - shift), in units of log2; a shift is a whole number and moves only when a score outgrows it by
+  // kSlack, so that O and the sums are hardly ever rescaled, and then exactly.
+  float shift[2] = {kNoShift, kNoShift};
+  float outgrown[2] = {-infinity(), -infinity()};  // shift + kSlack in units of q.k
   float row_sum[2] = {0.f, 0.f};  // this thread's columns alone
+  float row_max[2] = {-infinity(), -infinity()};  // running maximum of kept blocks; relative gates only
   float row_lse[2] = {-infinity(), -infinity()};  // Mode::gate_lse: the running log-sum-exp, in units of q.k
-  int kept = 0;                   // blocks kept so far: the next one's V slot
+  u32 kept = 0;                   // blocks kept so far: the next one's V slot
 
   // ---- the pieces of a step --------------------------------------------------------------------------------------
 
-  // K of a step, once it is there. Past the last step that is a stale stage, and nobody looks at what comes of it:
-  // cheaper than a branch around instructions in flight.
-  auto keys = [&](int step) -> u64 {
-    int stage = step % kStages;
-    if (step < n) mbarrier_wait(base + L::k_full + 8 * stage, (step / kStages) & 1);
-    return tile_descriptor(base + L::k + stage * L::k_bytes);
+  // K of a step is there. Past the last step that is a stale stage, and nobody looks at what comes of it: cheaper than a
+  // branch around instructions in flight.
+  auto await_keys = [&](u32 step) {
+    if (step < n) mbarrier_wait(base + L::k_full + 8 * (step % kStages), (step / kStages) & 1);
   };
+  // The descriptor of the next step's K, its low word: carried from step to step, for what is recomputed stands between a
+  // step's end and the next one's first product.
+  const u32 k_first = u32(tile_descriptor(base + L::k)), k_last = k_first + (kStages - 1) * (L::k_bytes >> 4);
+  u32 k_next = k_first;
 
   // Starts S = Q K^T.
-  auto start_scores = [&](float(&s)[64], u64 k) {
+  auto start_scores = [&](float(&s)[64]) {
     u64 q = tile_descriptor(base + L::q + consumer * (L::q_panel / 2));
+    u64 k = tile_descriptor(0) | k_next;
     wgmma_fence();
 #pragma unroll
     for (int c = 0; c < D; c += 16)
       wgmma_ss<T>(s, advance(q, (c / kPanel) * L::q_panel + (c % kPanel) * 2),
                   advance(k, (c / kPanel) * L::k_panel + (c % kPanel) * 2), c != 0);
     wgmma_commit();
+    k_next = k_next == k_last ? k_first : k_next + (L::k_bytes >> 4);
   };
 
   // Hides what row `row` does not see of a masked half; a row that sees none of it must not vote.
@@ -292,14 +295,14 @@ __device__ __forceinline__ void consume(const Call& a, const Work& work, u32 bas
     for (int r = 0; r < 2; r++) {
       float raised = max_nan(row_max[r], quad_max(swapped ? seen.largest[1][r] : seen.largest[0][r]));
       if constexpr (M == Mode::gate_lse) {
-        float shift = raised == -infinity() ? 0.f : raised * scale_log2;
-        float sum = row_sum[r] * exp2_approx(fmaf(row_max[r], scale_log2, -shift));
+        float top = fmaxf(shift[r], raised * scale_log2);
+        float sum = row_sum[r] * exp2_approx(shift[r] - top);
 #pragma unroll
         for (int i = 0; i < 16; i++) {
           int at = (i / 2) * 4 + 2 * r + i % 2;
-          sum += exp2_approx(fmaf(swapped ? s[32 + at] : s[at], scale_log2, -shift));
+          sum += exp2_approx(fmaf(swapped ? s[32 + at] : s[at], scale_log2, -top));
         }
-        raised += log2_approx(quad_sum(sum)) / scale_log2;
+        raised = (top + log2_approx(quad_sum(sum))) / scale_log2;
       }
       float own = swapped ? seen.largest[0][r] : seen.largest[1][r];
       still |= !(own < (bar[r] == infinity() ? bar[r] : fmaxf(threshold, raised + relative)));
@@ -308,9 +311,12 @@ __device__ __forceinline__ void consume(const Call& a, const Work& work, u32 bas
   };
 
   // S(step) is complete: free its stage, mask, take the maxima, post this warp's vote.
-  auto post = [&](float(&s)[64], Seen& seen, int step) {
+  auto post = [&](float(&s)[64], Seen& seen, u32 step) {
     seen.vote = 0;
-    if (step >= n) return;  // past the last step nothing is kept
+    if (step >= n) {  // past the last step nothing is kept
+      seen.words = 0;
+      return;
+    }
     float bar[2][2];  // [half][row]
 #pragma unroll
     for (int r = 0; r < 2; r++)
@@ -326,23 +332,33 @@ __device__ __forceinline__ void consume(const Call& a, const Work& work, u32 bas
     for (int half = 0; half < 2; half++)
 #pragma unroll
       for (int r = 0; r < 2; r++) {
-        float x = s[half * 32 + 2 * r];
+        const float* at = s + half * 32 + 2 * r;
+        float x = at[0];
+        if constexpr (kPositive) {
+          x = max3_signed(at[0], at[1], at[4]);
 #pragma unroll
-        for (int i = 0; i < 8; i++) x = max_nan(x, max_nan(s[half * 32 + 4 * i + 2 * r], s[half * 32 + 4 * i + 2 * r + 1]));
+          for (int i = 1; i < 7; i++) x = max3_signed(x, at[4 * i + 1], at[4 * i + 4]);
+          x = max3_signed(x, x, at[29]);
+        } else {
+#pragma unroll
+          for (int i = 0; i < 8; i++) x = max_nan(x, max_nan(at[4 * i], at[4 * i + 1]));
+        }
         seen.largest[half][r] = x;
       }
     u32 slot = base + L::exchange + (step % kRing) * kConsumerWarps * 8;
-    u32 vote = Step::vote(words);
+    u32 vote = 0;
     if constexpr (kGated) {
-      bool wants[2], still;
+      bool wants[2];
 #pragma unroll
       for (int half = 0; half < 2; half++)
         wants[half] = !(seen.largest[half][0] < bar[half][0]) || !(seen.largest[half][1] < bar[half][1]);
-      bool swapped = vote & Vote::swapped;
-      still = swapped ? wants[0] : wants[1];
-      if (a.relative)
-        still = swapped ? still_wants(s, seen, true, bar[0], still) : still_wants(s, seen, false, bar[1], still);
-      vote |= (wants[0] ? Vote::wants : 0) | (wants[1] ? Vote::wants << 1 : 0) | (still ? Vote::still_wants : 0);
+      u32 plain = (wants[0] ? 1 : 0) | (wants[1] ? 2 : 0);
+      vote |= (plain | Step::forced(words)) & Step::valid(words);
+      if (relative_gate) {
+        u32 swapped = Step::flags(words) & Vote::swapped;
+        u32 still = swapped ? still_wants(s, seen, true, bar[0], wants[0]) : still_wants(s, seen, false, bar[1], wants[1]) * 2;
+        vote |= ((still | Step::forced(words)) & Step::valid(words)) * Vote::raised | swapped;
+      }
     }
     seen.vote = __reduce_or_sync(~0u, vote);
     if (kGated) store_shared_byte_if(lane == 0, slot + warp, seen.vote);
@@ -358,40 +374,55 @@ __device__ __forceinline__ void consume(const Call& a, const Work& work, u32 bas
       if (lane == 0) store_shared(slot + warp * 8, u64(largest[1]) << 32 | largest[0]);
     }
     if (kVotes) mbarrier_arrive_if(lane == 0, base + L::voted + 8 * (step % kRing));
+    bool outgrows = false;
+#pragma unroll
+    for (int r = 0; r < 2; r++) {
+      outgrows |= seen.largest[0][r] > outgrown[r] || seen.largest[1][r] > outgrown[r];
+      if (kPositive) outgrows |= outgrown[r] < 0.f;
+    }
+    seen.outgrows = __any_sync(~0u, outgrows);
   };
 
   // The decision on a step. A warp whose own rows keep all of it need not wait for the others.
-  auto joint = [&](const Seen& seen, int step) -> u32 {
-    u32 valid = seen.vote / Vote::valid & 3;
+  auto joint = [&](const Seen& seen, u32 step) -> u32 {
+    u32 valid = Step::valid(seen.words);
     if constexpr (!kGated) {
-      if (kVotes && valid) mbarrier_wait(base + L::voted + 8 * (step % kRing), (step / kRing) & 1);
+      if (kVotes) mbarrier_wait(base + L::voted + 8 * (step % kRing), (step / kRing) & 1);
       return valid;
     }
-    return Vote::kept(seen.vote) == valid ? valid : decide<D>(base, step);
+    return Vote::kept(seen.vote, relative_gate) == valid ? valid : decide<D>(base, step, relative_gate);
   };
 
   // P V of `blocks` kept blocks is done.
-  auto release_v = [&](int blocks) {
+  auto release_v = [&](u32 blocks) {
     if constexpr (M == Mode::all) {
       if (lane == 0)
-        for (int i = 0; i < blocks; i++) mbarrier_arrive(base + L::v_empty + 8 * ((kept + i) % kSlots));
+        for (u32 i = 0; i < blocks; i++) mbarrier_arrive(base + L::v_empty + 8 * ((kept + i) % kSlots));
     }
     kept += blocks;
   };
 
-  // Softmax of halves First .. First + Count - 1 and the start of O += P V over them.
-  auto attend = [&]<int First, int Count>(float(&s)[64], const Seen& seen) {
-    float correction[2], shift[2];
+  // Rows of this warp whose kept scores have outgrown their shift get a new one; O and the sums follow.
+  auto reshift = [&]<int First, int Count>(const float(&s)[64]) {
 #pragma unroll
     for (int r = 0; r < 2; r++) {
-      float x = seen.largest[First][r];
-      if (Count == 2) x = max_nan(x, seen.largest[1][r]);
-      float now = max_nan(row_max[r], quad_max(x));
-      shift[r] = now == -infinity() ? 0.f : now * scale_log2;  // a row that has seen nothing yet
-      correction[r] = exp2_approx(fmaf(row_max[r], scale_log2, -shift[r]));
-      row_max[r] = now;
-      row_sum[r] *= correction[r];
+      float x = -infinity();
+#pragma unroll
+      for (int i = 0; i < 16 * Count; i++) x = max_nan(x, s[32 * First + 4 * (i / 2) + 2 * r + i % 2]);
+      x = quad_max(x) * scale_log2;
+      float now = x > shift[r] + kSlack ? ceilf(x) : shift[r];
+      float correction = exp2_approx(shift[r] - now);
+      shift[r] = now;
+      outgrown[r] = (now + kSlack) / scale_log2;
+      row_sum[r] *= correction;
+#pragma unroll
+      for (int i = 0; i < kOut / 2; i++) o[4 * (i / 2) + 2 * r + i % 2] *= correction;
     }
+  };
+
+  // Softmax of halves First .. First + Count - 1 and the start of O += P V over them.
+  auto attend = [&]<int First, int Count>(float(&s)[64], const Seen& seen) {
+    if (seen.outgrows) reshift.template operator()<First, Count>(s);
     u32 p[16 * Count];
 #pragma unroll
     for (int i = 0; i < 8 * Count; i++)
@@ -402,12 +433,6 @@ __device__ __forceinline__ void consume(const Call& a, const Work& work, u32 bas
         row_sum[r] += x + y;
         p[2 * i + r] = pack<T>(x, y);
       }
-#pragma unroll
-    for (int i = 0; i < kOut; i++) o[i] *= correction[(i / 2) % 2];
-    if constexpr (M == Mode::gate_lse) {
-#pragma unroll
-      for (int r = 0; r < 2; r++) row_lse[r] = row_max[r] + log2_approx(quad_sum(row_sum[r])) / scale_log2;
-    }
     for (int half = 0; half < Count; half++)
       mbarrier_wait(base + L::v_full + 8 * ((kept + half) % kSlots), ((kept + half) / kSlots) & 1);
     wgmma_fence();
@@ -419,12 +444,21 @@ __device__ __forceinline__ void consume(const Call& a, const Work& work, u32 bas
         wgmma_rs<T>(o, p + 16 * half + 4 * k, advance(v, k * 16 * kPanel * 2));
     }
     wgmma_commit();
+    if (relative_gate) {
+#pragma unroll
+      for (int r = 0; r < 2; r++) {
+        if constexpr (M == Mode::gate_lse) row_lse[r] = (shift[r] + log2_approx(quad_sum(row_sum[r]))) / scale_log2;
+        float x = seen.largest[First][r];
+        if (Count == 2) x = max_nan(x, seen.largest[1][r]);
+        row_max[r] = max_nan(row_max[r], quad_max(x));
+      }
+    }
   };
 
   // ---- the loop --------------------------------------------------------------------------------------------------
 
   // The largest scores of step j's halves over all 128 rows, from what the eight warps posted.
-  auto write_maxima = [&](u32 valid, int step) {
+  auto write_maxima = [&](u32 valid, u32 step) {
     u64 words = load_shared(base + L::steps + 8 * (step % kRing));
     if (consumer == 0 && thread < 2 && (valid >> thread & 1)) {
       float largest = -infinity();
@@ -441,22 +475,21 @@ __device__ __forceinline__ void consume(const Call& a, const Work& work, u32 bas
   // Finishes step j, whose scores are in `s` and voted on, and brings step j+1, in `t`, to the same point; `k` goes on from
   // K of step j+1 to K of step j+2. Each path waits for itself: ptxas keeps wgmma asynchronous across a branch only where
   // every path accounts for what is in flight, and never around a loop.
-  u64 k = 0;
-  auto finish = [&](float(&s)[64], Seen& now, float(&t)[64], Seen& next, int j) {
-    start_scores(t, k);
+  auto finish = [&](float(&s)[64], Seen& now, float(&t)[64], Seen& next, u32 j) {
+    start_scores(t);
     next.words = load_shared(base + L::steps + 8 * ((j + 1) % kRing));
     u32 keep = joint(now, j);
     auto keep_path = [&]<int First, int Count>() {
       attend.template operator()<First, Count>(s, now);
       wgmma_wait<1>();  // S(j+1)
       post(t, next, j + 1);
-      k = keys(j + 2);
+      await_keys(j + 2);
       wgmma_wait<0>();  // P V
       release_v(Count);
     };
     if (M == Mode::maxima || keep == 0) {
       if constexpr (M == Mode::maxima) write_maxima(keep, j);
-      k = keys(j + 2);
+      await_keys(j + 2);
       wgmma_wait<0>();
       post(t, next, j + 1);
     } else if (!(keep & 1)) {
@@ -471,12 +504,13 @@ __device__ __forceinline__ void consume(const Call& a, const Work& work, u32 bas
   if (n > 0) {
     Seen seen_even, seen_odd;
     mbarrier_wait(base + L::q_full, 0);
-    start_scores(even, keys(0));
+    await_keys(0);
+    start_scores(even);
     seen_even.words = load_shared(base + L::steps);
-    k = keys(1);
+    await_keys(1);
     wgmma_wait<0>();
     post(even, seen_even, 0);
-    for (int j = 0; j < n; j += 2) {
+    for (u32 j = 0; j < n; j += 2) {
       finish(even, seen_even, odd, seen_odd, j);
       finish(odd, seen_odd, even, seen_even, j + 1);
     }
@@ -499,7 +533,7 @@ __device__ __forceinline__ void consume(const Call& a, const Work& work, u32 bas
       if (a.lse && lane % 4 == 0) {
         i64 where = a.cu_q ? i64(work.head) * a.total_q + packed_row
                            : (i64(work.batch) * a.q_heads + work.head) * a.q_length + at;
-        a.lse[where] = sum == 0.f ? -infinity() : row_max[r] * a.scale + __logf(sum);
+        a.lse[where] = sum == 0.f ? -infinity() : shift[r] * kLn2 + __logf(sum);
       }
     }
   }
@@ -539,7 +573,12 @@ template <class T, int D, Mode M> __global__ void __launch_bounds__(kThreads, 1)
     if (threadIdx.x < kWarp) produce<T, D, M>(arguments, work, base);
   } else {
     registers_grow<240>();
-    consume<T, D, M>(arguments.call, work, base);
+    const Call& a = arguments.call;
+    const float threshold = work.look_up(a.threshold, a.scale);
+    if (M == Mode::all || (M == Mode::gate_max && !a.relative.data && (threshold > 0.f || threshold == -infinity())))
+      consume<T, D, M, M != Mode::maxima>(a, work, base, threshold);
+    else
+      consume<T, D, M, false>(a, work, base, threshold);
   }
 }
 

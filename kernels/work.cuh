@@ -18,20 +18,25 @@ enum class Mode {
   maxima,    // write every block's largest scaled score, no softmax
 };
 
-// Lengths and strides count elements. Mirrored by bsfa/launch.py.
+// A number a head and query block: one a query block of this call, or, where `rows` is not 0, one an absolute position,
+// clamped to the last row. Mirrored, as `Call`, by bsfa/launch.py.
+struct Table {
+  const float* data;  // or null
+  i64 head_stride, row_stride;
+  i32 rows;
+};
+
+// Lengths and strides count elements.
 struct Call {
   u16* out;                       // (B, Sq, Hq, D) contiguous, or (total_q, Hq, D)
   float* lse;                     // (B, Hq, Sq), or (Hq, total_q); may be null
   u64* kept;                      // (B, Hq), zeroed by the caller; may be null
   float* maxima;                  // (B, Hq, nQ, nK), filled with -inf by the caller; Mode::maxima
-  const float* threshold;         // threshold[h * threshold_head_stride + row * threshold_row_stride]
-  const float* relative;          // (Hq), or null: no relative part
+  Table threshold, relative;      // the gate, in units of scale * q.k; no data: no such part
   const i32* indices;             // (B, Hq, nQ, list_width) key blocks, or null: all visible blocks
   const i32* counts;              // (B, Hq, nQ)
   const i32* cu_q;                // (B + 1) cumulative lengths of packed sequences, or null
   const i32* cu_k;
-  i64 threshold_head_stride, threshold_row_stride;
-  i32 threshold_rows;             // > 0: a table by absolute position, clamped to its last row; 0: by query block
   i32 list_width;
   i32 batch, q_heads, kv_heads;
   i32 q_length, k_length;         // the longest, where sequences are packed
@@ -89,6 +94,13 @@ struct Work {
       list = a.indices + row * a.list_width;
       visits = visible ? a.counts[row] : 0;
     }
+  }
+
+  // What a table says of this query block, over `scale`: in units of q.k. -inf where there is none.
+  __device__ float look_up(const Table& table, float scale) const {
+    if (!table.data) return -infinity();
+    int row = table.rows ? min(max(0, offset + q_block * kBlockQ) / kBlockQ, table.rows - 1) : q_block;
+    return table.data[head * table.head_stride + row * table.row_stride] / scale;
   }
 
   // The p-th block visited, with its flags; 0 past the last one and for a listed block that no row sees.

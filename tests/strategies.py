@@ -31,7 +31,7 @@ def gates(draw, n_heads: int):
     table = torch.randn(n_heads, draw(st.integers(1, 6)), generator=generator) * 0.5 + 2.2
     return Gate(
         threshold=draw(st.sampled_from([-math.inf, 2.5, table[:, 0], table])),
-        relative=draw(st.sampled_from([-math.inf, -0.5, table[:, 0] - 3.0])),
+        relative=draw(st.sampled_from([-math.inf, -0.5, table[:, 0] - 3.0, table - 3.0])),
         relative_to=draw(st.sampled_from(RELATIVE_TO)),
         order=draw(st.sampled_from(ORDERS)),
         keep_diagonal=draw(st.booleans()),

@@ -82,7 +82,7 @@ def decide(scores: torch.Tensor, grid: BlockGrid, gate: ResolvedGate) -> tuple[t
         for j in grid.visit(i, gate.order):
             bar = gate.threshold[:, i, None].expand_as(running)
             if gate.relative is not None:
-                bar = torch.fmax(bar, running + gate.relative[:, None])
+                bar = torch.fmax(bar, running + gate.relative[:, i, None])
             block = rows[..., j * BLOCK_K : (j + 1) * BLOCK_K]
             hidden = ~grid.entry_mask(i, range(j, j + 1), scores.device)[:, : block.shape[-1]]
             block = block.masked_fill(hidden, -math.inf)
@@ -127,7 +127,8 @@ class TestAgainstTheDefinition:
     def test_a_relative_gate(self, kernel, shape, causal, dtype, order, relative_to):
         q, k, v = draw(shape, dtype)
         scale, grid = shape[-1] ** -0.5, BlockGrid(shape[1], shape[2], causal)
-        relative = torch.full((shape[3],), -1.5 if relative_to == "max" else -5.0, device="cuda")
+        relative = torch.empty(shape[3], grid.n_q, device="cuda").uniform_(-2, -1)
+        relative = relative if relative_to == "max" else relative - 3.5
         threshold = torch.full((shape[3], grid.n_q), -math.inf, device="cuda")
         gate = ResolvedGate(threshold, relative, relative_to, order, order != "ascending", order == "ascending")
         group = shape[3] // shape[4]
@@ -195,7 +196,7 @@ class TestBehaviour:
         grid = BlockGrid(700, 900, causal=True)
         gate = ResolvedGate(
             torch.full((4, grid.n_q), -math.inf, device="cuda"),
-            torch.full((4,), -math.inf, device="cuda"),
+            torch.full((4, grid.n_q), -math.inf, device="cuda"),
             relative_to,
             order,
             False,

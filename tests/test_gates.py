@@ -15,7 +15,7 @@ from bsfa.blocks import BlockGrid
         ({"threshold": math.nan}, "threshold holds NaN"),
         ({"threshold": torch.tensor([0.0, math.nan])}, "threshold holds NaN"),
         ({"relative": math.nan}, "relative holds NaN"),
-        ({"relative": torch.zeros(2, 2)}, r"relative must be .* \(2, 2\)"),
+        ({"relative": torch.zeros(2, 2, 2)}, r"relative must be .* \(2, 2, 2\)"),
         ({"threshold": torch.zeros(2, 2, 2)}, r"\(2, 2, 2\)"),
         ({"threshold": torch.zeros(2, dtype=torch.int64)}, "int64"),
         ({"threshold": "0.5"}, "got str"),
@@ -32,6 +32,12 @@ def test_a_gate_for_other_heads_is_refused():
     grid = BlockGrid(128, 128, causal=True)
     with pytest.raises(InputError, match="threshold is for 3 heads, the call has 4"):
         Gate(threshold=torch.zeros(3, 5)).resolve(grid, 4, torch.device("cpu"))
+
+
+def test_relative_cuts_are_read_by_absolute_position_as_thresholds_are():
+    cuts = torch.tensor([[-1.0, -2.0, -3.0]])
+    chunk = BlockGrid(256, 512, causal=True)  # the third and fourth query block of a prefill
+    assert Gate(relative=cuts).resolve(chunk, 1, torch.device("cpu")).relative.tolist() == [[-3.0, -3.0]]
 
 
 @pytest.mark.parametrize("threshold", [1.5, torch.tensor(1.5), torch.full((4,), 1.5), torch.full((4, 3), 1.5)])

@@ -19,12 +19,7 @@ def kept_blocks(scores: torch.Tensor, grid: BlockGrid, i: int, gate: Gate, head:
     first = grid.seqlen_k - grid.seqlen_q + 128 * i
     causal = grid.causal or grid.window_size[1] == 0
     entries = grid.entry_mask(i, range(grid.n_k))
-    threshold, relative = gate.threshold, gate.relative
-    if isinstance(threshold, torch.Tensor):
-        row = threshold[head].reshape(-1)
-        threshold = row[min(max(first // 128, 0), len(row) - 1)].item()
-    if isinstance(relative, torch.Tensor):
-        relative = relative[head].item()
+    threshold, relative = (at_position(cut, head, first // 128) for cut in (gate.threshold, gate.relative))
     seen: list[list[float]] = [[] for _ in scores]
     kept = set()
     for j in grid.visit(i, gate.order):
@@ -38,6 +33,13 @@ def kept_blocks(scores: torch.Tensor, grid: BlockGrid, i: int, gate: Gate, head:
             for r, s in block:
                 seen[r].append(s)
     return kept
+
+
+def at_position(cut: float | torch.Tensor, head: int, position: int) -> float:
+    if not isinstance(cut, torch.Tensor):
+        return cut
+    row = cut[head].reshape(-1)
+    return row[min(max(position, 0), len(row) - 1)].item()
 
 
 def log_sum_exp(scores: list[float]) -> float:
