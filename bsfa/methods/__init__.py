@@ -4,8 +4,10 @@ from bsfa.methods.base import Call, Method
 from bsfa.methods.blasst import Blasst
 from bsfa.methods.bsfa import Bsfa
 from bsfa.methods.dense import Dense
+from bsfa.methods.fisher_share import FisherShare
 from bsfa.methods.flashprefill import FlashPrefill
 from bsfa.methods.flexprefill import FlexPrefill
+from bsfa.methods.late_share import LateShare
 from bsfa.methods.minference import MInference
 from bsfa.methods.row_share import RowShare
 from bsfa.methods.sdpa import Sdpa
@@ -18,8 +20,10 @@ __all__ = [
     "Bsfa",
     "Call",
     "Dense",
+    "FisherShare",
     "FlashPrefill",
     "FlexPrefill",
+    "LateShare",
     "MInference",
     "Method",
     "RowShare",
