@@ -104,9 +104,8 @@ class Cuts:
         """Numbers of shares: int64 (n_layers, n_heads, n_classes)."""
         # A cut that keeps more than a lower one, or costs less, does so by chance.
         cost, kept = self.cost.double(), self.kept.double()
+        check_shared(shared)
         for axis in shared:
-            if axis not in AXES:
-                raise InputError(f"shared={axis} is none of {', '.join(AXES)}")
             cost, kept = (x.sum(AXES[axis], keepdim=True) for x in (cost, kept))
         cost, kept = cost.cummax(0).values, kept.cummin(0).values
 
@@ -183,3 +182,15 @@ def check_edges(edges: Sequence[int]) -> None:
     """
     if list(edges) != sorted(set(edges)) or (edges and edges[0] < 1):
         raise InputError(f"edges={list(edges)} must rise, from 1 or more")
+
+
+def check_shared(shared: Sequence[str]) -> None:
+    """Refuse axes that cuts do not have.
+
+    Raises
+    ------
+    InputError
+    """
+    for axis in shared:
+        if axis not in AXES:
+            raise InputError(f"shared={axis} is none of {', '.join(AXES)}")

@@ -41,10 +41,8 @@ from bsfa.provenance import Provenance
 from bsfa.transformers import apply
 
 ALL = 1e30  # no entry is worth it: sink and diagonal alone are kept
-SHARES = (
-    *(0.0, 2e-4, 5e-4, 1e-3, 2e-3, 3.5e-3, 6e-3, 0.01, 0.016, 0.025, 0.04, 0.06, 0.09, 0.14, 0.22, 0.35, 0.55, 0.9),
-    ALL,
-)
+# About 2.5 apart: against 19 of them, 1.5 apart, these skip under 1% of the blocks less at the same cost.
+SHARES = (0.0, 1e-3, 3.5e-3, 0.01, 0.025, 0.06, 0.14, 0.35, 0.9, ALL)
 EDGES = (2, 4, 8, 16)
 
 

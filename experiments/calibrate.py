@@ -109,8 +109,8 @@ class CalibratedFile:
         """What a record says of it."""
         return {"id": self.path.parent.name, **self.identity["calibration"]}
 
-    def load(self, loaded: Loaded) -> Table:
-        """Read the file, after calibrating and writing it where it is missing."""
+    def load(self, loaded: Loaded) -> Any:
+        """What the method takes from the file, after calibrating and writing it where it is missing."""
         self.path.parent.mkdir(parents=True, exist_ok=True)
         with FileLock(self.path.parent / ".lock"):
             if not self.path.is_file():
@@ -128,16 +128,16 @@ class CalibratedFile:
 
 @dataclass(frozen=True)
 class GivenFile:
-    """A table from a file of the user's."""
+    """What a file of the user's holds."""
 
-    table: Table
+    table: Any
+    origin: dict[str, Any]
 
     def calibration(self) -> dict[str, Any]:
         """What a record says of it."""
-        origin = self.table.provenance
-        return {"data": origin.data or "file", "data_hash": origin.data_hash, "digest": self.table.digest()}
+        return self.origin
 
-    def load(self, loaded: Loaded) -> Table:
+    def load(self, loaded: Loaded) -> Any:
         return self.table
 
 

@@ -137,7 +137,7 @@ def _sources(
         return
     by = rule(single)
     if single[by.entry]:
-        yield GivenFile(by.given(single[by.entry], single))
+        yield GivenFile(*by.given(Path(single[by.entry]), single))
         return
     for texts in calibrations(cfg):
         by.check(texts, single)

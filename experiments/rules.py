@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import hashlib
 from abc import ABC, abstractmethod
 from dataclasses import dataclass
 from pathlib import Path
@@ -14,19 +15,19 @@ from transformers import PreTrainedModel
 import bsfa
 from bsfa import Cuts, Thresholds
 from bsfa.errors import InputError
-from bsfa.provenance import Provenance
+from bsfa.methods.blasst import BlasstFit
+from bsfa.methods.fisher_share import check_strength
+from bsfa.patterns import Patterns
+from bsfa.rivals import fit_blasst, search_patterns
 
 if TYPE_CHECKING:
     from experiments.calibrate import Calibration
 
+SEARCHED_LENGTH = 30_000  # tokens at which the sizes of MInference's candidates cost about the same
+
 
 class Table(Protocol):
     """What a calibration makes."""
-
-    @property
-    def provenance(self) -> Provenance: ...
-
-    def digest(self) -> str: ...
 
     def save(self, path: Path) -> None: ...
 
@@ -35,15 +36,21 @@ class Rule(ABC):
     """From texts to a table, and the table's file.
 
     ``entry`` is the method's parameter that takes the table; in a config it holds a file of the user's, or null for one
-    that the harness makes. ``file`` is that one's name.
+    that the harness makes. ``file`` is that one's name. ``version`` is part of a record's identity.
     """
 
     entry: ClassVar[str]
     file: ClassVar[str]
+    version: ClassVar[int] = 1
+
+    def identity(self, calibration: Calibration) -> dict[str, Any]:
+        """What tells a calibration by this rule from others."""
+        texts = {key: value for key, value in calibration.identity().items() if key != "k_values"}
+        return texts | {"rule": {"name": self.entry, "version": self.version, **vars(self)}}
 
     @abstractmethod
     def check(self, calibration: Calibration, method: DictConfig) -> None:
-        """Refuse a strength that will not be calibrated.
+        """Refuse texts that are not for the rule, or a strength that they will not be calibrated for.
 
         Raises
         ------
@@ -51,15 +58,11 @@ class Rule(ABC):
         """
 
     @abstractmethod
-    def identity(self, calibration: Calibration) -> dict[str, Any]:
-        """What tells a calibration by this rule from others."""
-
-    @abstractmethod
     def make(self, model: PreTrainedModel, texts: list[torch.Tensor], calibration: Calibration) -> Table: ...
 
     @abstractmethod
-    def load(self, path: Path | str) -> Table:
-        """Read a table's file.
+    def load(self, path: Path) -> Any:
+        """What the method takes, from a table's file.
 
         Raises
         ------
@@ -67,15 +70,16 @@ class Rule(ABC):
             It is none.
         """
 
-    def given(self, path: str, method: DictConfig) -> Table:
-        """Read a user's file for a method.
+    def given(self, path: Path, method: DictConfig) -> tuple[Any, dict[str, Any]]:
+        """What the method takes, from a user's file, and what a record says of it.
 
         Raises
         ------
         InputError
             It is none, or not for the method's strength.
         """
-        return self.load(path)
+        table = self.load(path)
+        return table, {"data": "file", "digest": hashlib.sha256(path.read_bytes()).hexdigest()[:16]}
 
 
 @dataclass(frozen=True)
@@ -85,24 +89,24 @@ class ThresholdRule(Rule):
     entry: ClassVar[str] = "thresholds"
     file: ClassVar[str] = "thresholds.safetensors"
 
+    def identity(self, calibration: Calibration) -> dict[str, Any]:
+        return calibration.identity()
+
     def check(self, calibration: Calibration, method: DictConfig) -> None:
         if method.k not in calibration.k_values:
             known = ", ".join(map(str, calibration.k_values))
             raise InputError(f"k={method.k} is not calibrated; calibration.k_values holds {known}")
 
-    def identity(self, calibration: Calibration) -> dict[str, Any]:
-        return calibration.identity()
-
     def make(self, model: PreTrainedModel, texts: list[torch.Tensor], calibration: Calibration) -> Table:
         return bsfa.calibrate(model, texts, list(calibration.k_values), data=calibration.data)
 
-    def load(self, path: Path | str) -> Thresholds:
+    def load(self, path: Path) -> Thresholds:
         return Thresholds.load(path)
 
-    def given(self, path: str, method: DictConfig) -> Table:
+    def given(self, path: Path, method: DictConfig) -> tuple[Any, dict[str, Any]]:
         table = self.load(path)
         table.select(method.k)
-        return table
+        return table, _origin(table)
 
 
 @dataclass(frozen=True)
@@ -118,21 +122,64 @@ class CutsRule(Rule):
     tail: int = 192
     samples: int = 8
 
-    version: ClassVar[int] = 1
     entry: ClassVar[str] = "cuts"
     file: ClassVar[str] = "cuts.safetensors"
 
     def check(self, calibration: Calibration, method: DictConfig) -> None:
-        """Every budget is served."""
-
-    def identity(self, calibration: Calibration) -> dict[str, Any]:
-        texts = {key: value for key, value in calibration.identity().items() if key != "k_values"}
-        return texts | {
-            "rule": {"name": self.entry, "version": self.version, "tail": self.tail, "samples": self.samples}
-        }
+        check_strength(method.kl, method.shared)
+        if calibration.length < self.tail:
+            raise InputError(
+                f"calibration.length={calibration.length} is under the {self.tail} tokens that fisher_share looks at; "
+                f"take longer texts, or method.calibrated.tail={calibration.length}"
+            )
 
     def make(self, model: PreTrainedModel, texts: list[torch.Tensor], calibration: Calibration) -> Table:
         return bsfa.calibrate_cuts(model, texts, tail=self.tail, samples=self.samples, data=calibration.data)
 
-    def load(self, path: Path | str) -> Cuts:
+    def load(self, path: Path) -> Cuts:
         return Cuts.load(path)
+
+    def given(self, path: Path, method: DictConfig) -> tuple[Any, dict[str, Any]]:
+        check_strength(method.kl, method.shared)
+        table = self.load(path)
+        return table, _origin(table)
+
+
+@dataclass(frozen=True)
+class BlasstRule(Rule):
+    """BLASST's two scalars."""
+
+    entry: ClassVar[str] = "fit"
+    file: ClassVar[str] = "blasst.json"
+
+    def check(self, calibration: Calibration, method: DictConfig) -> None:
+        """Any text and any share will do."""
+
+    def make(self, model: PreTrainedModel, texts: list[torch.Tensor], calibration: Calibration) -> Table:
+        return fit_blasst(model, texts)
+
+    def load(self, path: Path) -> BlasstFit:
+        return BlasstFit.load(path)
+
+
+@dataclass(frozen=True)
+class PatternRule(Rule):
+    """MInference's pattern a head, from candidates of sizes in proportion to the texts' length."""
+
+    entry: ClassVar[str] = "patterns"
+    file: ClassVar[str] = "patterns.json"
+
+    def check(self, calibration: Calibration, method: DictConfig) -> None:
+        """Any text and any ratio will do."""
+
+    def make(self, model: PreTrainedModel, texts: list[torch.Tensor], calibration: Calibration) -> Table:
+        return search_patterns(model, texts, ratio=calibration.length / SEARCHED_LENGTH)
+
+    def load(self, path: Path) -> str:
+        Patterns.load(path)
+        return str(path)
+
+
+def _origin(table: Thresholds | Cuts) -> dict[str, Any]:
+    origin = table.provenance
+    return {"data": origin.data or "file", "data_hash": origin.data_hash, "digest": table.digest()}

@@ -1,7 +1,7 @@
 """The methods, one file each. `bsfa.methods.base` says what one is."""
 
 from bsfa.methods.base import Call, Method
-from bsfa.methods.blasst import Blasst
+from bsfa.methods.blasst import Blasst, BlasstFit, FittedBlasst
 from bsfa.methods.bsfa import Bsfa
 from bsfa.methods.dense import Dense
 from bsfa.methods.fisher_share import FisherShare
@@ -17,10 +17,12 @@ from bsfa.methods.xattention import XAttention
 
 __all__ = [
     "Blasst",
+    "BlasstFit",
     "Bsfa",
     "Call",
     "Dense",
     "FisherShare",
+    "FittedBlasst",
     "FlashPrefill",
     "FlexPrefill",
     "LateShare",

@@ -23,7 +23,7 @@ from collections.abc import Sequence
 from dataclasses import dataclass
 from typing import ClassVar
 
-from bsfa.cuts import Cuts
+from bsfa.cuts import Cuts, check_shared
 from bsfa.methods.base import Attend, Method
 from bsfa.methods.by_distance import attend_by_distance
 from bsfa.methods.parameters import number
@@ -52,8 +52,19 @@ class FisherShare(Method):
     name: ClassVar[str] = "fisher_share"
 
     def __post_init__(self) -> None:
-        number("kl", self.kl, above=0, most=math.inf)
+        check_strength(self.kl, self.shared)
 
     def bind(self, model: ModelInfo) -> Attend:
         self.cuts.check(model)
         return attend_by_distance(self.cuts.select(self.kl, self.shared), self.cuts.edges, model.devices)
+
+
+def check_strength(kl: float, shared: Sequence[str]) -> None:
+    """Refuse what `FisherShare` would, before there are cuts.
+
+    Raises
+    ------
+    InputError
+    """
+    number("kl", kl, above=0, most=math.inf)
+    check_shared(shared)
