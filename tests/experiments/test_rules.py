@@ -15,8 +15,8 @@ SETTINGS = (
     "experiment=fidelity",
     "profile=quick",
     "calibration.samples=2",
-    "calibration.length=512",
-    "streams.lengths=[640]",
+    "calibration.length=384",
+    "streams.lengths=[512]",
     "streams.samples=1",
     "streams.tail=16",
     QUIET,
@@ -52,7 +52,7 @@ def test_the_cuts_are_made_once_and_a_file_of_them_gives_the_same(results, model
     [file] = results.glob("calibrate/*/cuts.safetensors")
     written = file.stat().st_mtime_ns
     ended = run_here(
-        *("experiment=calibrate", *CUTS, "profile=quick", "calibration.samples=2", "calibration.length=512", QUIET),
+        *("experiment=calibrate", *CUTS, "profile=quick", "calibration.samples=2", "calibration.length=384", QUIET),
         *(f"model.path={model_folder}", f"results={results}"),
     )
     assert str(file) in ended.out
