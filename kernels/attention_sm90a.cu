@@ -387,7 +387,7 @@ __device__ __forceinline__ void consume(const Call& a, const Work& work, u32 bas
   auto joint = [&](const Seen& seen, u32 step) -> u32 {
     u32 valid = Step::valid(seen.words);
     if constexpr (!kGated) {
-      if (kVotes) mbarrier_wait(base + L::voted + 8 * (step % kRing), (step / kRing) & 1);
+      if (kVotes && valid) mbarrier_wait(base + L::voted + 8 * (step % kRing), (step / kRing) & 1);
       return valid;
     }
     return Vote::kept(seen.vote, relative_gate) == valid ? valid : decide<D>(base, step, relative_gate);
