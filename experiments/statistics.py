@@ -41,13 +41,16 @@ def stratified_interval(
 
     Returns
     -------
-    NaN where a stratum has a single sample and so no spread to be seen.
+    NaN where a stratum has a single sample and so no spread to be seen, or where the statistic is NaN for some draw.
     """
     if min(map(len, strata)) < 2:
         return float("nan"), float("nan")
     random = np.random.default_rng(0)
     means = np.mean([s[random.integers(len(s), size=(RESAMPLES, len(s)))].mean(1) for s in strata], axis=0)
-    low, high = np.nanpercentile(statistic(means), (50 * (1 - LEVEL), 50 * (1 + LEVEL)))
+    found = statistic(means)
+    if np.isnan(found).any():
+        return float("nan"), float("nan")
+    low, high = np.percentile(found, (50 * (1 - LEVEL), 50 * (1 + LEVEL)))
     return float(low), float(high)
 
 

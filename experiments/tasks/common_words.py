@@ -15,9 +15,8 @@ from experiments.tasks.suite import Draft
 from experiments.tasks.words import words
 
 COMMON = 10
-FULL_LENGTH = 4096  # tokens; RULER's shortest length, and the shortest that holds ten words 30 times
-OFTEN, SELDOM = 30, 3  # times, from FULL_LENGTH on
-OFTEN_SHORT, SELDOM_SHORT = 10, 1
+# Prompts from so many tokens on: how often the ten come up, and the others. RULER starts at 4,096, with 30 and 3.
+TIMES = ((4096, 30, 3), (2048, 10, 1), (0, 5, 1))
 EXAMPLE_OTHERS, EXAMPLE_OFTEN = 10, 3
 
 TASK = (
@@ -30,12 +29,12 @@ ANSWER = "Answer: the {count} words that come up most often are:"
 
 @dataclass(frozen=True)
 class CommonWords:
-    """Ten words among many, 30 times against 3, and 10 against 1 in prompts under 4,096 tokens."""
+    """Ten words among many, 30 times against 3 where that fits; see `TIMES`."""
 
     max_new_tokens: ClassVar[int] = 120
 
     def draft(self, random: Random, length: int) -> Draft:
-        often, seldom = (OFTEN, SELDOM) if length >= FULL_LENGTH else (OFTEN_SHORT, SELDOM_SHORT)
+        often, seldom = next(times for shortest, *times in TIMES if length >= shortest)
         drawn = random.sample(words("noun"), len(words("noun")))
         shown, common, rest = drawn[:COMMON], drawn[COMMON : 2 * COMMON], drawn[2 * COMMON :]
         seed = random.random()
