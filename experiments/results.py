@@ -102,7 +102,7 @@ def table(section: Section, by: list[str], weak: float = GOOD_ENOUGH) -> pd.Data
     DataFrame with n, score and its 95% interval, the paired difference to dense with its interval, skip ratio, TTFT
     quartiles in seconds, TTFT speed-up over each dense baseline in the same process, and ``weak_dense``.
     """
-    frame = pd.DataFrame(_rows(section.samples, by)).assign(weak_dense=lambda rows: rows["dense_score"] < weak)
+    frame = pd.DataFrame(_rows(section.samples, by, weak))
     return ordered(frame, by)
 
 
@@ -115,7 +115,7 @@ def ordered(frame: pd.DataFrame, by: list[str]) -> pd.DataFrame:
     return frame.loc[place.sort_values(list(place.columns)).index].reset_index(drop=True)
 
 
-def _rows(samples: pd.DataFrame, by: list[str]) -> Iterator[dict[str, Any]]:
+def _rows(samples: pd.DataFrame, by: list[str], weak: float) -> Iterator[dict[str, Any]]:
     baselines = {name: samples[samples["method"] == name] for name in BASELINES}
     for key, cell in samples.groupby([*METHOD, *by], sort=False, dropna=False):
         answers = cell.drop_duplicates("id")  # runs of one section may share samples
@@ -127,7 +127,7 @@ def _rows(samples: pd.DataFrame, by: list[str]) -> Iterator[dict[str, Any]]:
             "score": answers["score"].mean(),
             "score_low": low,
             "score_high": high,
-            **_against_dense(answers, baselines["dense"]),
+            **_against_dense(answers, baselines["dense"], weak),
             "skip_ratio": answers["skip_ratio"].mean(),
             "ttft_q25_s": q25,
             "ttft_median_s": median,
@@ -142,16 +142,18 @@ def paired(cell: pd.DataFrame, dense: pd.DataFrame) -> pd.DataFrame:
     return cell.drop_duplicates("id").join(theirs, on="id", how="inner")
 
 
-def _against_dense(cell: pd.DataFrame, dense: pd.DataFrame) -> dict[str, Any]:
+def _against_dense(cell: pd.DataFrame, dense: pd.DataFrame, weak: float) -> dict[str, Any]:
     both = paired(cell, dense)
     if both.empty:
-        return dict.fromkeys(("dense_score", "difference", "difference_low", "difference_high"), np.nan)
+        nothing = dict.fromkeys(("dense_score", "difference", "difference_low", "difference_high"), np.nan)
+        return nothing | {"weak_dense": False}
     low, high = paired_interval(both["score"], both["dense_score"])
     return {
         "dense_score": both["dense_score"].mean(),
         "difference": both["score"].mean() - both["dense_score"].mean(),
         "difference_low": low,
         "difference_high": high,
+        "weak_dense": bool(both["dense_score"].mean() < weak),
     }
 
 
