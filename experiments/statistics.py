@@ -43,7 +43,7 @@ def quartiles(values: Sequence[float]) -> tuple[float, float, float]:
 
 
 def summarise(samples: Sequence[dict[str, Any]]) -> dict[str, Any]:
-    """One run in numbers: all samples together, then each cell (haystack and length).
+    """One run in numbers: all samples together, then each cell (task, haystack and length).
 
     Returns
     -------
@@ -51,7 +51,7 @@ def summarise(samples: Sequence[dict[str, Any]]) -> dict[str, Any]:
     list of the same with the cell's names.
     """
     frame = pd.DataFrame(samples)
-    keys = [key for key in ("haystack", "length") if key in frame]
+    keys = [key for key in ("protocol", "task", "haystack", "length") if key in frame]
     cells = [
         dict(zip(keys, name if isinstance(name, tuple) else (name,), strict=True)) | _numbers(cell)
         for name, cell in frame.groupby(keys, sort=True)

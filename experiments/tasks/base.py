@@ -12,6 +12,13 @@ from transformers import PreTrainedTokenizerBase
 
 from bsfa.errors import InputError
 
+Metric = Callable[[str, tuple[str, ...]], float]
+
+
+def match_all(prediction: str, references: tuple[str, ...]) -> float:
+    """Share of the references that the prediction holds, case-insensitive (RULER's string_match_all)."""
+    return sum(reference.lower() in prediction.lower() for reference in references) / len(references)
+
 
 @dataclass(frozen=True)
 class Sample:
@@ -29,6 +36,10 @@ class Sample:
         The whole prompt, chat template and answer prefix included.
     references : tuple of str
         The answers.
+    max_new_tokens : int, optional
+        Answer budget; None: the task's.
+    metric : function of a prediction and the references
+        0 to 1; RULER's match by default.
     """
 
     id: str
@@ -36,6 +47,8 @@ class Sample:
     seed: int
     tokens: tuple[int, ...]
     references: tuple[str, ...]
+    max_new_tokens: int | None = None
+    metric: Metric = match_all
 
     @property
     def group(self) -> str:
@@ -73,11 +86,6 @@ class Task(ABC):
     @abstractmethod
     def data(self) -> dict[str, str]:
         """Digests of the text the prompts are made of."""
-
-
-def match_all(prediction: str, references: tuple[str, ...]) -> float:
-    """Share of the references that the prediction holds, case-insensitive (RULER's string_match_all)."""
-    return sum(reference.lower() in prediction.lower() for reference in references) / len(references)
 
 
 def chat_tokens(tokenizer: PreTrainedTokenizerBase, content: str, answer_prefix: str) -> list[int]:
