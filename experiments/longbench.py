@@ -1,0 +1,29 @@
+"""LongBench, one run a task and method."""
+
+from __future__ import annotations
+
+import dataclasses
+
+from hydra.utils import instantiate
+from omegaconf import DictConfig, OmegaConf
+
+from experiments import unavailable
+from experiments.accuracy import Prompts
+from experiments.sweep import Sweep
+from experiments.tasks.longbench import Documents, LongBench
+from experiments.tasks.longbench_data import SCORERS, Folder, Hub, Source
+
+
+def run(cfg: DictConfig) -> None:
+    """``python run.py experiment=longbench``: every task whose data is there; then an error that names the others."""
+    settings: LongBench = instantiate(cfg.task)
+    source: Source = Folder(cfg.data.root) if cfg.data.root else Hub()
+    scorer = SCORERS[settings.scorer]()
+    sweep = Sweep(cfg)
+
+    def finish(task: str) -> None:
+        documents = Documents(settings, source.read(task, settings.samples), scorer)
+        parameters = dataclasses.asdict(settings) | {"tasks": [task], "lengths": list(settings.lengths)}
+        sweep.finish(Prompts(documents), OmegaConf.create(parameters))
+
+    unavailable.each(settings.tasks, finish)
