@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import dataclasses
+import logging
 
 from hydra.utils import instantiate
 from omegaconf import DictConfig, OmegaConf
@@ -13,6 +14,8 @@ from experiments.sweep import Sweep
 from experiments.tasks.longbench import Documents, LongBench
 from experiments.tasks.longbench_data import SCORERS, Folder, Hub, Source
 
+log = logging.getLogger(__name__)
+
 
 def run(cfg: DictConfig) -> None:
     """``python run.py experiment=longbench``: every task whose data is there; then an error that names the others."""
@@ -22,7 +25,9 @@ def run(cfg: DictConfig) -> None:
     sweep = Sweep(cfg)
 
     def finish(task: str) -> None:
-        documents = Documents(settings, source.read(task, settings.samples), scorer)
+        data = source.read(task, settings.samples)
+        log.info("%s: %d rows, answers of up to %d tokens", task, len(data.rows), data.max_new_tokens)
+        documents = Documents(settings, data, scorer)
         parameters = dataclasses.asdict(settings) | {"tasks": [task], "lengths": list(settings.lengths)}
         sweep.finish(Prompts(documents), OmegaConf.create(parameters))
 

@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import hashlib
+import itertools
 import json
 from collections.abc import Iterable, Iterator, Sequence
 from pathlib import Path
@@ -100,12 +101,14 @@ def digest(parts: Iterable[str]) -> str:
 
 
 def passage(tokenizer: PreTrainedTokenizerBase, source: Sequence[str], length: int, seed: int) -> list[int]:
-    """That many tokens of a folder's texts, one after another in an order drawn from the seed, and round again."""
+    """That many tokens of a folder's texts, in an order and from a word on that the seed draws, and round again."""
     random = Random(seed)
+    order = random.sample(source, len(source))
+    start = random.randrange(len(order[0]))
+    order[0] = order[0][order[0].find(" ", start) + 1 :]
     tokens: list[int] = [] if tokenizer.bos_token_id is None else [tokenizer.bos_token_id]
-    while len(tokens) < length:
-        for text in random.sample(source, len(source)):
-            tokens += tokenizer(text + "\n\n", add_special_tokens=False)["input_ids"]
-            if len(tokens) >= length:
-                break
+    for text in itertools.cycle(order):
+        tokens += tokenizer(text + "\n\n", add_special_tokens=False)["input_ids"]
+        if len(tokens) >= length:
+            break
     return tokens[:length]
