@@ -29,6 +29,6 @@ def run(cfg: DictConfig) -> None:
         log.info("%s: %d rows, answers of up to %d tokens", task, len(data.rows), data.max_new_tokens)
         documents = Documents(settings, data, scorer)
         parameters = dataclasses.asdict(settings) | {"tasks": [task], "lengths": list(settings.lengths)}
-        sweep.finish(Prompts(documents), OmegaConf.create(parameters))
+        sweep.finish(Prompts(documents, cfg.batch), OmegaConf.create(parameters))
 
     unavailable.each(settings.tasks, finish)

@@ -10,8 +10,8 @@ from hydra.utils import instantiate
 from omegaconf import DictConfig
 
 from bsfa.errors import InputError
-from experiments import figures, frontier, frontier_figures, style
-from experiments.results import Section, sections, table
+from experiments import figures, frontier, frontier_figures, style, suite_figures, suites
+from experiments.results import METHOD, Section, sections, table
 from experiments.tracking import Tracker
 
 log = logging.getLogger(__name__)
@@ -21,6 +21,16 @@ PAPER = (
     "1.24x at >= 99% (arXiv 2512.07011). That model and that GPU were not run here."
 )
 REACH = "Percent of blocks skipped where a method's curve crosses the cut (nats a token), log-linear between strengths."
+MEANS = (
+    "Means over tasks, each with equal weight: over all that ran, and over those that dense attention is able to do, "
+    "where it scores at least 50%. Intervals: bootstrap within tasks. TTFT: median of ratios over samples that one process "
+    "ran through both."
+)
+WEAK_TASK = "† dense scores under 50% here: the cell says nothing of a method."
+BESIDE = (
+    "Accuracy and TTFT in % of dense attention's. Our rows are of the tasks that dense attention is able to do. The "
+    "paper's are of all thirteen tasks, by its own prompts, on its own model and device, which were not run here."
+)
 POINTS = "KL from dense to the method in nats a token, with a 95% bootstrap interval over texts; means over texts."
 
 
@@ -34,7 +44,7 @@ def run(cfg: DictConfig) -> None:
     """
     root = Path(cfg.results)
     tracker: Tracker = instantiate(cfg.tracker)
-    found = {name: sections(root, name) for name in WRITERS}
+    found = {name: read(root, name) for name, (read, _) in WRITERS.items()}
     if not any(found.values()):
         commands = " or ".join(f"`python run.py experiment={name}`" for name in WRITERS)
         raise InputError(f"{root.resolve()} holds no records; run {commands} first")
@@ -43,7 +53,7 @@ def run(cfg: DictConfig) -> None:
     try:
         for name, several in found.items():
             for section in several:
-                for paths, new in zip((tables, drawn), WRITERS[name](root, section), strict=True):
+                for paths, new in zip((tables, drawn), WRITERS[name][1](root, section), strict=True):
                     paths += new
     except OSError as error:
         raise InputError(f"cannot write the report below {root.resolve()}: {error}") from error
@@ -91,7 +101,32 @@ def fidelity(root: Path, section: Section) -> tuple[list[Path], list[Path]]:
     return tables, drawn
 
 
-WRITERS = {"niah": accuracy, "fidelity": fidelity}
+def suite(root: Path, section: Section) -> tuple[list[Path], list[Path]]:
+    """Several tasks: means over them, every cell, the scores side by side, and the paper's curves beside ours."""
+    rows, cells, scores = suites.means(section), suites.cells(section), suites.scores(section)
+    beside = suites.beside_the_paper(section)
+    main, by_cell = readable_means(rows), readable(cells)
+    by_task = scores.assign(**{task: scores[task].map(_percent) for task in scores.columns[len(METHOD) + 1 :]})
+    tables = [
+        *write_table(root / "tables", section.name, section.title, rows, main, MEANS),
+        *write_table(root / "tables", f"{section.name}-cells", section.title, cells, by_cell, WEAK_TASK),
+        *write_table(root / "tables", f"{section.name}-tasks", section.title, scores, by_task, "Mean scores, %."),
+        *write_table(root / "tables", f"{section.name}-paper", section.title, beside, readable_points(beside), BESIDE),
+    ]
+    drawn = [
+        *style.save(suite_figures.skipped(section), root / "figures", f"{section.name}-skipped"),
+        *style.save(suite_figures.timed(section), root / "figures", f"{section.name}-ttft"),
+    ]
+    print(f"\n{section.title}\n{_markdown(main)}\n{MEANS}")
+    return tables, drawn
+
+
+WRITERS = {
+    "niah": (sections, accuracy),
+    "fidelity": (sections, fidelity),
+    "ruler": (suites.sections, suite),
+    "reasoning": (suites.sections, suite),
+}
 
 
 def write_table(folder: Path, name: str, title: str, rows: pd.DataFrame, shown: pd.DataFrame, below: str) -> list[Path]:
@@ -110,7 +145,7 @@ def _markdown(rows: pd.DataFrame) -> str:
 
 def readable(rows: pd.DataFrame) -> pd.DataFrame:
     """A table for people: intervals in brackets, weak cells marked."""
-    cells = [key for key in ("haystack", "length") if key in rows]
+    cells = [key for key in ("task", "haystack", "length") if key in rows]
     shown = rows[[*cells, "method", "strength", "calibration", "n"]].copy()
     weak = rows["weak_dense"].map({True: " †", False: ""})
     shown["accuracy % [95%]"] = [
@@ -129,6 +164,42 @@ def readable(rows: pd.DataFrame) -> pd.DataFrame:
     for name in ("dense", "sdpa"):
         shown[f"TTFT, {name} / this"] = ["" if pd.isna(x) else f"{x:.2f}" for x in rows[f"speedup_over_{name}"]]
     return shown
+
+
+def readable_means(rows: pd.DataFrame) -> pd.DataFrame:
+    """Means over tasks, for people."""
+    shown = rows[["length", "method", "strength", "calibration", "n"]].copy()
+    shown.insert(1, "tasks", [f"{scope} ({tasks})" for scope, tasks in zip(rows["scope"], rows["tasks"], strict=True)])
+    shown["mean % [95%]"] = _intervals(rows, "score", ".1f")
+    shown["vs dense, points [95%]"] = _intervals(rows, "difference", "+.1f")
+    shown["% of dense [95%]"] = _intervals(rows, "of_dense", ".1f")
+    shown["skip ratio %"] = rows["skip_ratio"].map(_percent)
+    shown["TTFT % of dense"] = rows["ttft_of_dense"].map(_percent)
+    return shown
+
+
+def readable_points(rows: pd.DataFrame) -> pd.DataFrame:
+    """Points of accuracy against time, for people."""
+    shown = rows[["source", "model", "device", "length", "method", "strength", "calibration"]].fillna("")
+    shown["n"] = rows["n"].map(lambda n: "" if pd.isna(n) else f"{n:.0f}")
+    shown["skip ratio %"] = rows["skip_ratio"].map(_percent)
+    shown["TTFT % of dense"] = rows["ttft_of_dense"].map(_percent)
+    shown["accuracy % of dense [95%]"] = _intervals(rows, "of_dense", ".1f")
+    return shown
+
+
+def _percent(share: float) -> str:
+    return "" if pd.isna(share) else f"{100 * share:.1f}"
+
+
+def _intervals(rows: pd.DataFrame, name: str, form: str) -> list[str]:
+    """Percentages with their intervals, where there are any."""
+    whole = form.replace(".1f", ".0f")
+    columns = (100 * rows[name], 100 * rows[f"{name}_low"], 100 * rows[f"{name}_high"])
+    return [
+        "" if pd.isna(x) else f"{x:{form}}" + ("" if pd.isna(low) else f" [{low:{whole}}, {high:{whole}}]")
+        for x, low, high in zip(*columns, strict=True)
+    ]
 
 
 def notes(rows: pd.DataFrame) -> str:

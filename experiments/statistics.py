@@ -2,7 +2,7 @@
 
 from __future__ import annotations
 
-from collections.abc import Sequence
+from collections.abc import Callable, Sequence
 from typing import Any
 
 import numpy as np
@@ -25,6 +25,33 @@ def mean_interval(scores: Sequence[float]) -> tuple[float, float]:
 def paired_interval(scores: Sequence[float], baseline: Sequence[float]) -> tuple[float, float]:
     """Bootstrap interval of the mean difference on the same samples."""
     return _bootstrap(np.asarray(scores, dtype=float) - np.asarray(baseline, dtype=float))
+
+
+def stratified_interval(
+    strata: Sequence[np.ndarray], statistic: Callable[[np.ndarray], np.ndarray]
+) -> tuple[float, float]:
+    """Bootstrap interval of a statistic of the mean of several strata's means, such as tasks'.
+
+    Parameters
+    ----------
+    strata : sequence of fp64 (n, columns)
+        One row a sample; samples are drawn again within their stratum.
+    statistic : function
+        From means (resamples, columns) to (resamples,).
+
+    Returns
+    -------
+    NaN where a stratum has a single sample and so no spread to be seen, or where the statistic is NaN for some draw.
+    """
+    if min(map(len, strata)) < 2:
+        return float("nan"), float("nan")
+    random = np.random.default_rng(0)
+    means = np.mean([s[random.integers(len(s), size=(RESAMPLES, len(s)))].mean(1) for s in strata], axis=0)
+    found = statistic(means)
+    if np.isnan(found).any():
+        return float("nan"), float("nan")
+    low, high = np.percentile(found, (50 * (1 - LEVEL), 50 * (1 + LEVEL)))
+    return float(low), float(high)
 
 
 def _bootstrap(values: np.ndarray) -> tuple[float, float]:

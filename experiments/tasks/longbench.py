@@ -4,7 +4,7 @@ from __future__ import annotations
 
 import itertools
 from collections.abc import Callable, Iterator, Sequence
-from dataclasses import dataclass, field
+from dataclasses import dataclass
 from typing import ClassVar
 
 from transformers import PreTrainedTokenizerBase
@@ -78,12 +78,8 @@ class Documents(Task):
     settings: LongBench
     rows: DataSet
     scorer: Scorer
-    max_new_tokens: int = field(init=False)
 
     name: ClassVar[str] = "longbench"
-
-    def __post_init__(self) -> None:
-        object.__setattr__(self, "max_new_tokens", self.rows.max_new_tokens)
 
     def longest(self) -> int:
         return self.settings.longest()

@@ -24,6 +24,11 @@ FIDELITY = (
     "streams.tail=16",
     KS,
 )
+SUITES = (  # of two tasks each, answered two at a time
+    ("experiment=ruler", "task.tasks=[niah_single_2,fwe]"),
+    ("experiment=reasoning", "task.tasks=[one_fact,vt]"),
+)
+SUITE = (*CALIBRATION, "task.lengths=[1200]", "task.samples=3", "batch=2", "method.k=[1]")
 QUIET = "tracker=none"
 
 
@@ -83,6 +88,17 @@ def compared(tmp_path_factory: pytest.TempPathFactory, model_folder: Path) -> Pa
     """A results folder with every method's fidelity to dense attention and a report. Read only."""
     results = tmp_path_factory.mktemp("compared") / "results"
     for arguments in ((*FIDELITY, f"model.path={model_folder}"), ("experiment=report",)):
+        ended = run_here(*arguments, QUIET, f"results={results}")
+        assert ended.status == 0, ended.err
+    return results
+
+
+@pytest.fixture(scope="session")
+def suites_finished(tmp_path_factory: pytest.TempPathFactory, model_folder: Path) -> Path:
+    """A results folder with every method's records of the suites and a report. Read only."""
+    results = tmp_path_factory.mktemp("suites") / "results"
+    commands = ((*suite, *SUITE, f"model.path={model_folder}") for suite in SUITES)
+    for arguments in (*commands, ("experiment=report",)):
         ended = run_here(*arguments, QUIET, f"results={results}")
         assert ended.status == 0, ended.err
     return results
