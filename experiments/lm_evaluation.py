@@ -12,7 +12,7 @@ import logging
 import random
 import tempfile
 from collections.abc import Callable, Iterator, Sequence
-from dataclasses import asdict, dataclass
+from dataclasses import dataclass
 from importlib import import_module
 from importlib.metadata import version
 from pathlib import Path
@@ -41,7 +41,7 @@ INSTALL = "pip install 'lm_eval[hf]' (with [ruler] and [longbench] for those tas
 def run(cfg: DictConfig) -> None:
     """``python run.py experiment=lm_eval tasks=[...]``: every task there is; then an error that names the others."""
     settings: Settings = instantiate(cfg.lm_eval)
-    index = _index(settings)
+    index = _index(list(cfg.tasks), settings)
     names = leaves(list(cfg.tasks), index)
     sweep = Sweep(cfg)
     plans = {name + (f" at {length}" if length else ""): (name, length) for name in names for length in settings.sizes}
@@ -49,8 +49,14 @@ def run(cfg: DictConfig) -> None:
     def finish(plan: str) -> None:
         name, length = plans[plan]
         samples = Documents(index[name], length, settings)
-        parameters = asdict(settings) | {"include_path": None, "lengths": [length] if length else []}
-        sweep.finish(LmEval(samples), OmegaConf.create({"tasks": [name], **parameters}))
+        parameters = {
+            "tasks": [name],
+            "lengths": [length] if length else [],
+            "limit": settings.limit,
+            "num_fewshot": settings.num_fewshot,
+            "protocol": samples.protocol,
+        }
+        sweep.finish(LmEval(samples), OmegaConf.create(parameters))
 
     unavailable.each(plans, finish)
 
@@ -93,9 +99,13 @@ class Settings:
         return list(self.lengths) if self.lengths else [None]
 
 
-def _index(settings: Settings) -> dict[str, Any]:
-    """Every task, group and tag that lm-eval knows, by name."""
-    return _lm_eval("lm_eval.tasks").TaskManager(include_path=settings.include_path).task_index
+def _index(names: Sequence[str], settings: Settings) -> dict[str, Any]:
+    """lm-eval's tasks, groups and tags by name: all, or the user's own where they are all that is asked for."""
+    manager = _lm_eval("lm_eval.tasks").TaskManager
+    own = manager(include_defaults=False, include_path=settings.include_path).task_index
+    if names and all(name in own and own[name].kind.name == "TASK" for name in names):
+        return own  # to read all of lm-eval's takes some seconds
+    return manager(include_path=settings.include_path).task_index
 
 
 def _lm_eval(module: str) -> Any:
@@ -103,7 +113,8 @@ def _lm_eval(module: str) -> Any:
         found = import_module(module)
     except ImportError as error:
         raise InputError(f"experiment=lm_eval needs {error.name}: {INSTALL}") from error
-    logging.getLogger("lm_eval").setLevel(logging.ERROR)  # its warnings are about options that are not used here
+    for name in ("lm_eval", "huggingface_hub"):  # their warnings are of options not used here, and of each retry
+        logging.getLogger(name).setLevel(logging.ERROR)
     return found
 
 
@@ -152,7 +163,13 @@ class Documents:
         text = json.dumps(self.entry.cfg, sort_keys=True, default=str)
         for place in (str(Path(_lm_eval("lm_eval").__file__).parent), self.settings.include_path):
             text = text.replace(place or "\0", "")  # functions are named with the folder they are in
-        return {"lm_eval": version("lm_eval"), "definition": folder.digest([text])}
+        return {"definition": folder.digest([text])}
+
+    @property
+    def protocol(self) -> str:
+        """Whose prompts and scores these are, as records and tables name it."""
+        shots = "" if self.settings.num_fewshot is None else f", {self.settings.num_fewshot} shots"
+        return f"official, lm_eval {version('lm_eval')}{shots}{', chat' if self.settings.chat_template else ''}"
 
     def longest(self) -> int:
         return self.length or 1
@@ -279,7 +296,7 @@ class Evaluation(Bench):
         prompt = str(answers[0]["arguments"][0][0])
         return {
             "id": self.documents.id(number),
-            "protocol": "official, chat" if self.documents.settings.chat_template else "official",
+            "protocol": self.documents.protocol,
             "task": self.documents.task_name,
             "length": self.documents.length,
             "prompt_hash": hashlib.sha256(prompt.encode()).hexdigest()[:16],

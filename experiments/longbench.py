@@ -2,7 +2,6 @@
 
 from __future__ import annotations
 
-import dataclasses
 import logging
 
 from hydra.utils import instantiate
@@ -28,7 +27,12 @@ def run(cfg: DictConfig) -> None:
         data = source.read(task, settings.samples)
         log.info("%s: %d rows, answers of up to %d tokens", task, len(data.rows), data.max_new_tokens)
         documents = Documents(settings, data, scorer)
-        parameters = dataclasses.asdict(settings) | {"tasks": [task], "lengths": list(settings.lengths)}
+        parameters = {
+            "tasks": [task],
+            "lengths": list(settings.lengths),
+            "samples": settings.samples,
+            "protocol": documents.protocol,
+        }
         sweep.finish(Prompts(documents, cfg.batch), OmegaConf.create(parameters))
 
     unavailable.each(settings.tasks, finish)

@@ -2,7 +2,6 @@
 
 from __future__ import annotations
 
-import itertools
 from collections.abc import Callable, Iterator, Sequence
 from dataclasses import dataclass
 from typing import ClassVar
@@ -14,17 +13,8 @@ from experiments import checks
 from experiments.tasks import longbench_data
 from experiments.tasks.base import Sample, Task, chat_tokens
 from experiments.tasks.longbench_data import DataSet, Row, Scorer
+from experiments.tasks.longbench_tasks import TASKS, UNTEMPLATED
 
-GROUPS = {
-    "single-document QA": ("narrativeqa", "qasper", "multifieldqa_en"),
-    "multi-document QA": ("hotpotqa", "2wikimqa", "musique"),
-    "summaries": ("gov_report", "qmsum", "multi_news"),
-    "few-shot": ("trec", "triviaqa", "samsum"),
-    "synthetic": ("passage_count", "passage_retrieval_en"),
-    "code": ("lcc", "repobench-p"),
-}
-TASKS = tuple(itertools.chain.from_iterable(GROUPS.values()))
-UNTEMPLATED = (*GROUPS["few-shot"], *GROUPS["code"])  # what a chat turn would break: examples and code to go on with
 PROTOCOLS = ("chat", "plain")
 
 
@@ -81,6 +71,11 @@ class Documents(Task):
 
     name: ClassVar[str] = "longbench"
 
+    @property
+    def protocol(self) -> str:
+        """How prompts are put and answers scored, as records and tables name it."""
+        return f"{self.settings.protocol}, {self.scorer.name} scores"
+
     def longest(self) -> int:
         return self.settings.longest()
 
@@ -88,14 +83,14 @@ class Documents(Task):
         return {"texts": self.rows.digest(), "scorer": self.scorer.name}
 
     def ids(self) -> list[str]:
-        return [f"{self.rows.name}-{length}-{n}" for length, n, _ in self._grid()]
+        return [f"{self.rows.name}-{length}-{n}-{row.digest()[:6]}" for length, n, row in self._grid()]
 
     def make(self, tokenizer: PreTrainedTokenizerBase) -> Iterator[Sample]:
         wrapped = self.settings.protocol == "chat" and self.rows.name not in UNTEMPLATED
         build = _chat(tokenizer) if wrapped else _plain(tokenizer)
         for name, (length, n, row) in zip(self.ids(), self._grid(), strict=True):
             tokens = cut(tokenizer, build, row, length - self.rows.max_new_tokens)
-            cell = {"protocol": self.settings.protocol, "task": self.rows.name, "length": length}
+            cell = {"protocol": self.protocol, "task": self.rows.name, "length": length}
             metric = self.scorer.metric(self.rows.name, row)
             yield Sample(name, cell, n, tuple(tokens), row.answers, self.rows.max_new_tokens, metric)
 

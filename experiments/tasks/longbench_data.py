@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import itertools
+import logging
 from collections.abc import Callable
 from dataclasses import dataclass
 from importlib import import_module
@@ -42,6 +43,10 @@ class Row:
     classes: tuple[str, ...]
     fields: dict[str, Any]
 
+    def digest(self) -> str:
+        """16 hex digits of the prompt and its answers."""
+        return folder.digest((self.before, self.context, self.after, *self.answers, *self.classes))
+
 
 @dataclass(frozen=True)
 class DataSet:
@@ -53,9 +58,7 @@ class DataSet:
 
     def digest(self) -> str:
         """16 hex digits of all that goes into prompts and scores."""
-        return folder.digest(
-            part for row in self.rows for part in (row.before, row.context, row.after, *row.answers, *row.classes)
-        )
+        return folder.digest(row.digest() for row in self.rows)
 
 
 class Scorer(Protocol):
@@ -123,6 +126,7 @@ class Hub:
 
     def __init__(self) -> None:
         self.manager = task_manager()
+        logging.getLogger("huggingface_hub").setLevel(logging.ERROR)  # it would tell of every retry
 
     def read(self, name: str, samples: int | None) -> DataSet:
         task = load(self.manager, name)

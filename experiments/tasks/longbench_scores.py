@@ -1,8 +1,9 @@
 """How LongBench v1 scores an answer (arXiv 2308.14508), by libraries that are kept up.
 
 Question answering is SQuAD's token F1; summaries ROUGE-L (rouge-score), code edit similarity (rapidfuzz). LongBench's
-own scripts use two packages that are not kept up any more and count differently: their ROUGE-L is over sets of words a
-sentence and comes out at another height. `task.scorer=lm_eval` scores with lm-eval's copy of those scripts instead.
+own scripts use two packages that are not kept up any more and count differently: a ROUGE-L over sets of words a
+sentence, and a similarity by longest common blocks, where python-Levenshtein is not installed. Those scores come out at
+another height; `task.scorer=lm_eval` scores with lm-eval's copy of the scripts instead.
 """
 
 from __future__ import annotations
