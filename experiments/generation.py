@@ -4,6 +4,7 @@ from __future__ import annotations
 
 from collections.abc import Callable, Sequence
 from dataclasses import dataclass
+from typing import Any
 
 import torch
 from torch.nn.functional import pad
@@ -109,7 +110,7 @@ def _side_by_side(model: PreTrainedModel, prompts: Sequence[Prefilled], longest:
     """One cache of several prompts, padded on the left. Layer by layer, so that no more than one is held twice."""
     together = DynamicCache(config=model.config)
     for index in range(len(prompts[0].cache.layers)):
-        layers = [prompt.cache.layers.pop(0) for prompt in prompts]
+        layers: list[Any] = [prompt.cache.layers.pop(0) for prompt in prompts]
         keys, values = (
             torch.cat([pad(tensor, (0, 0, longest - tensor.shape[2], 0)) for tensor in tensors])
             for tensors in ([layer.keys for layer in layers], [layer.values for layer in layers])

@@ -23,8 +23,8 @@ PAPER = (
 REACH = "Percent of blocks skipped where a method's curve crosses the cut (nats a token), log-linear between strengths."
 MEANS = (
     "Means over tasks, each with equal weight: over all that ran, and over those that dense attention is able to do, "
-    "where it scores at least 50%. Intervals: bootstrap within tasks. TTFT: median of ratios over samples that one process "
-    "ran through both."
+    "where it scores at least 50%. Intervals: bootstrap within tasks. TTFT: median of ratios over samples that one "
+    "process ran through both."
 )
 WEAK_TASK = "† dense scores under 50% here: the cell says nothing of a method."
 BESIDE = (

@@ -97,6 +97,8 @@ def _paper(axis: Axes, points: pd.DataFrame) -> None:
 def _finished(figure: Figure, axes, section: Section) -> Figure:
     axes[0][0].set_ylabel(ACCURACY)
     handles, labels = axes[0][0].get_legend_handles_labels()
+    if not handles:
+        axes[0][0].text(0.5, 0.5, "no method to set against dense yet", ha="center", transform=axes[0][0].transAxes)
     if handles and not axes[0][0].get_legend():
         figure.legend(handles, labels, loc="outside lower center", ncols=3)
     figure.suptitle(section.title, fontsize=8)

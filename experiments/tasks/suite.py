@@ -9,6 +9,7 @@ from __future__ import annotations
 import itertools
 from collections.abc import Callable, Iterator, Mapping, Sequence
 from dataclasses import dataclass
+from functools import partial
 from random import Random
 from typing import ClassVar, Protocol
 
@@ -106,11 +107,8 @@ class Suite(Task):
         for name, (length, task, n) in zip(self.ids(), self._grid(), strict=True):
             kind, seed = self.kinds[task], self.seed + n
             draft = kind.draft(Random(f"{task} {length} {seed}"), length)
-            tokens = fit(
-                lambda units, draft=draft: chat_tokens(tokenizer, draft.content(units), draft.answer),
-                length - kind.max_new_tokens,
-                draft.least,
-            )
+            build = partial(_tokens, tokenizer, draft)
+            tokens = fit(build, length - kind.max_new_tokens, draft.least)
             cell = {"protocol": self.protocol, "task": task, "length": length}
             if draft.depth is not None:
                 cell["depth"] = draft.depth
@@ -118,3 +116,7 @@ class Suite(Task):
 
     def _grid(self) -> Iterator[tuple[int, str, int]]:
         return itertools.product(self.lengths, self.tasks, range(self.samples))
+
+
+def _tokens(tokenizer: PreTrainedTokenizerBase, draft: Draft, units: int) -> list[int]:
+    return chat_tokens(tokenizer, draft.content(units), draft.answer)

@@ -69,5 +69,5 @@ def test_a_model_that_forgets_keys_is_refused_together_and_served_alone():
     config = MistralConfig(**SIZES, sliding_window=64, max_position_embeddings=512)
     forgetful = MistralForCausalLM(config).eval()
     check_batch(forgetful, 1)
-    with pytest.raises(InputError, match="batch=4: MistralForCausalLM .* use batch=1"):
+    with pytest.raises(InputError, match=r"batch=4: MistralForCausalLM .* use batch=1"):
         check_batch(forgetful, 4)

@@ -14,7 +14,7 @@ from transformers import AutoTokenizer, PreTrainedTokenizerBase
 from bsfa import InputError
 from experiments.tasks import text
 from experiments.tasks.base import Sample
-from experiments.tasks.facts import PLACES, Facts, first_named
+from experiments.tasks.facts import CITIES, Facts, first_named
 from experiments.tasks.needles import scatter
 from experiments.tasks.reasoning import Reasoning
 from experiments.tasks.ruler import Ruler
@@ -209,10 +209,10 @@ def test_the_three_words_asked_for_are_the_most_frequent_but_for_the_dots(tokeni
 
 
 def answer(question: str, story: list[str]) -> str:
-    """The place asked for, by walking through the story."""
+    """The city asked for, by walking through the story."""
     where, carried_by, visits = {}, {}, {}
     for line in story:
-        if moved := re.fullmatch(r"(\w+) (?:went|walked|moved) to the (\w+)\.", line):
+        if moved := re.fullmatch(r"(\w+) is now in (\w+)\.", line):
             where[moved[1]] = moved[2]
             for thing, who in carried_by.items():
                 if who == moved[1]:
@@ -221,7 +221,7 @@ def answer(question: str, story: list[str]) -> str:
             who, thing = re.fullmatch(r"(\w+) picked up the (\w+)\.", line).groups()
             carried_by[thing] = who
             visits[thing] = [where[who]]
-    if before := re.fullmatch(r"Where was the (\w+) just before it was in the (\w+)\?", question):
+    if before := re.fullmatch(r"Where was the (\w+) just before it was in (\w+)\?", question):
         places = visits[before[1]]
         return places[places.index(before[2]) - 1]
     if thing := re.fullmatch(r"Where is the (\w+) now\?", question):
@@ -242,21 +242,21 @@ def test_a_story_has_the_answer_that_it_says(facts, seed):
 def test_the_facts_are_in_the_prompt_in_order(tokenizer, task):
     for prompt, sample in prompts(tokenizer, Reasoning, task):
         hay, question = prompt.split("</s>")[0].rsplit("\n\n", 1)
-        story = re.findall(r"[A-Z]\w+ (?:(?:went|walked|moved) to|picked up) the \w+\.", hay)
+        story = re.findall(r"[A-Z]\w+ (?:is now in|picked up the) \w+\.", hay)
         assert answer(question, story) == sample.references[0]
 
 
 @pytest.mark.parametrize(
     ("prediction", "score"),
     [
-        (" kitchen.", 1.0),
-        ("Kitchen, I think, not the barn", 1.0),
-        (" barn or kitchen", 0.0),
-        (" old kitchen", 1.0),
-        (" kitchenette", 0.0),
+        (" Lima.", 1.0),
+        ("LIMA, I think, not Oslo", 1.0),
+        (" Oslo or Lima", 0.0),
+        (" old Lima", 1.0),
+        (" Limassol", 0.0),
         ("", 0.0),
-        (", ".join(PLACES), 0.0),
+        (", ".join(CITIES), 0.0),
     ],
 )
-def test_the_first_place_that_is_named_counts(prediction, score):
-    assert first_named(prediction, ("kitchen",), PLACES) == score
+def test_the_first_city_that_is_named_counts(prediction, score):
+    assert first_named(prediction, ("Lima",), CITIES) == score
