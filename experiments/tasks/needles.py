@@ -32,7 +32,7 @@ NEEDLE = "Remember: the {noun} for {key} reads {value}."
 ASK_ONE = "\n\nWhich {noun} for {key} does the text mention?"
 ASK_SOME = "\n\nWhich {noun}s for {key} does the text mention? There are {count} of them."
 ANSWER_ONE = "The {noun} for {key} reads"
-ANSWER_SOME = "The {noun}s for {key} read"
+ANSWER_SOME = "1. The {noun} for {first} reads"  # a list that has begun is gone on with
 
 
 @dataclass(frozen=True)
@@ -70,7 +70,7 @@ class Needles:
         depths = random.sample(DEPTHS, len(needles))
         hay = self._needles(random, keys) if self.haystack == "needles" else self._text(random, self.haystack)
         count = self.asked * self.values
-        names = {"noun": noun, "key": _listed(keys[: self.asked]), "count": count}
+        names = {"noun": noun, "key": _listed(keys[: self.asked]), "first": keys[0], "count": count}
         before, ask, answer = (
             (SOME_HIDDEN if len(needles) > 1 or self.haystack == "needles" else ONE_HIDDEN),
             (ASK_SOME if count > 1 else ASK_ONE),

