@@ -29,7 +29,7 @@ ANSWER = "Answer: the {count} words that come up most often are:"
 
 @dataclass(frozen=True)
 class CommonWords:
-    """Ten words among many, 30 times against 3 where that fits; see `TIMES`. Past all nouns, others come round again."""
+    """Ten words among many, 30 times against 3 where that fits; see `TIMES`. Past all nouns the others come again."""
 
     max_new_tokens: ClassVar[int] = 120
 

@@ -29,9 +29,9 @@ FIDELITY = (
     "streams.tail=16",
     KS,
 )
-SUITES = (  # of two tasks each, answered two at a time
-    ("experiment=ruler", "task.tasks=[niah_single_2,fwe]"),
-    ("experiment=reasoning", "task.tasks=[one_fact,vt]"),
+SUITES = (  # two answers at a time
+    ("experiment=ruler", "task.tasks=[vt,fwe]"),
+    ("experiment=reasoning", "task.tasks=[one_fact]"),
 )
 SUITE = (*CALIBRATION, "task.lengths=[1200]", "task.samples=2", "batch=2", "method.k=[1]")
 QUIET = "tracker=none"

@@ -5,11 +5,8 @@ from pathlib import Path
 
 import pytest
 import torch
-from transformers import AutoTokenizer
 
 from bsfa import InputError
-from bsfa.clock import WallClock
-from experiments.generation import generate
 from experiments.models import ModelSource
 
 
@@ -52,24 +49,3 @@ def test_a_model_is_loaded_in_its_dtype_and_ready_to_answer(model_folder):
     model = source(model_folder, dtype="bfloat16").load().model
     assert model.dtype == torch.bfloat16
     assert not model.training
-
-
-@pytest.fixture
-def prompt() -> tuple[int, ...]:
-    return tuple(torch.randint(3, 99, (40,), generator=torch.Generator().manual_seed(0)).tolist())
-
-
-def test_answers_are_those_of_transformers_own_greedy_generation(tiny_model, model_folder, prompt):
-    tokenizer = AutoTokenizer.from_pretrained(model_folder)
-    answer = generate(tiny_model, tokenizer, prompt, 12, WallClock())
-    theirs = tiny_model.generate(torch.tensor([prompt]), max_new_tokens=12, do_sample=False, pad_token_id=0)
-    assert answer.text == tokenizer.decode(theirs[0, len(prompt) :], skip_special_tokens=True)
-    assert len(answer.text) > 0
-
-
-def test_an_answer_ends_at_any_of_the_models_stop_tokens(tiny_model, model_folder, prompt):
-    tokenizer = AutoTokenizer.from_pretrained(model_folder)
-    whole = generate(tiny_model, tokenizer, prompt, 12, WallClock()).text
-    [third] = tokenizer(whole[2])["input_ids"]
-    tiny_model.generation_config.eos_token_id = [2, third]
-    assert generate(tiny_model, tokenizer, prompt, 12, WallClock()).text == whole[: whole.index(whole[2])]

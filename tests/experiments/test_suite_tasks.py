@@ -89,7 +89,10 @@ def test_prompts_are_what_this_version_of_the_suites_says(tokenizer):
     stories = [Facts(facts).tell(Random(0)) for facts in (1, 2, 3)]
     digests = [hashlib.sha256(repr(made).encode()).hexdigest()[:16] for made in (prompts, stories)]
     # a new prompt needs a new version
-    assert [(Ruler.version, digests[0]), (Reasoning.version, digests[1])] == [(1, "a3641f6aa263db00"), (1, "7194b8748acff033")]
+    assert [(Ruler.version, digests[0]), (Reasoning.version, digests[1])] == [
+        (1, "a3641f6aa263db00"),
+        (1, "7194b8748acff033"),
+    ]
 
 
 @pytest.mark.parametrize(
