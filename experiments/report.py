@@ -10,7 +10,7 @@ from hydra.utils import instantiate
 from omegaconf import DictConfig
 
 from bsfa.errors import InputError
-from experiments import figures, frontier, frontier_figures, style, suite_figures, suites
+from experiments import figures, frontier, frontier_figures, longbench_tables, style, suite_figures, suites
 from experiments.results import METHOD, Section, sections, table
 from experiments.tracking import Tracker
 
@@ -31,6 +31,12 @@ BESIDE = (
     "Accuracy and TTFT in % of dense attention's. Our rows are of the tasks that dense attention is able to do. The "
     "paper's are of all thirteen tasks, by its own prompts, on its own model and device, which were not run here."
 )
+LONGBENCH = (
+    "Scores and intervals in points; means over the tasks that ran, each with equal weight. The paper's are of its own "
+    "protocol, model and device, which were not run here. Our own scores' ROUGE-L and code similarity stand at another "
+    "height than those of LongBench's scripts, task.scorer=lm_eval."
+)
+WEAK_SCORE = "† dense scores under 10% here: too little to lose."
 POINTS = "KL from dense to the method in nats a token, with a 95% bootstrap interval over texts; means over texts."
 
 
@@ -121,11 +127,35 @@ def suite(root: Path, section: Section) -> tuple[list[Path], list[Path]]:
     return tables, drawn
 
 
+def longbench(root: Path, section: Section) -> tuple[list[Path], list[Path]]:
+    """LongBench: its table beside the paper's, and every task."""
+    beside, cells = longbench_tables.beside_the_paper(section), longbench_tables.cells(section)
+    missing = ", ".join(longbench_tables.not_run(section))
+    below = f"{LONGBENCH} Not run: {missing}." if missing else LONGBENCH
+    main = readable_beside(beside)
+    tables = [
+        *write_table(root / "tables", section.name, section.title, beside, main, below),
+        *write_table(root / "tables", f"{section.name}-tasks", section.title, cells, readable(cells), WEAK_SCORE),
+    ]
+    print(f"\n{section.title}\n{_markdown(main)}\n{below}")
+    return tables, []
+
+
+def lm_eval(root: Path, section: Section) -> tuple[list[Path], list[Path]]:
+    """lm-eval's tasks: every task and length."""
+    rows = longbench_tables.lm_eval_cells(section)
+    shown = readable_scores(rows)
+    print(f"\n{section.title}\n{_markdown(shown)}\n{WEAK_SCORE}")
+    return write_table(root / "tables", section.name, section.title, rows, shown, WEAK_SCORE), []
+
+
 WRITERS = {
     "niah": (sections, accuracy),
     "fidelity": (sections, fidelity),
     "ruler": (suites.sections, suite),
     "reasoning": (suites.sections, suite),
+    "longbench": (longbench_tables.sections, longbench),
+    "lm_eval": (longbench_tables.lm_eval_sections, lm_eval),
 }
 
 
@@ -145,6 +175,18 @@ def _markdown(rows: pd.DataFrame) -> str:
 
 def readable(rows: pd.DataFrame) -> pd.DataFrame:
     """A table for people: intervals in brackets, weak cells marked."""
+    shown = readable_scores(rows)
+    shown["TTFT s [quartiles]"] = [
+        f"{m:.3g} [{a:.3g}, {b:.3g}]"
+        for m, a, b in zip(rows["ttft_median_s"], rows["ttft_q25_s"], rows["ttft_q75_s"], strict=True)
+    ]
+    for name in ("dense", "sdpa"):
+        shown[f"TTFT, {name} / this"] = ["" if pd.isna(x) else f"{x:.2f}" for x in rows[f"speedup_over_{name}"]]
+    return shown
+
+
+def readable_scores(rows: pd.DataFrame) -> pd.DataFrame:
+    """The same without times."""
     cells = [key for key in ("task", "haystack", "length") if key in rows]
     shown = rows[[*cells, "method", "strength", "calibration", "n"]].copy()
     weak = rows["weak_dense"].map({True: " †", False: ""})
@@ -157,12 +199,6 @@ def readable(rows: pd.DataFrame) -> pd.DataFrame:
         for d, low, high in zip(rows["difference"], rows["difference_low"], rows["difference_high"], strict=True)
     ]
     shown["skip ratio %"] = [f"{100 * ratio:.1f}" for ratio in rows["skip_ratio"]]
-    shown["TTFT s [quartiles]"] = [
-        f"{m:.3g} [{a:.3g}, {b:.3g}]"
-        for m, a, b in zip(rows["ttft_median_s"], rows["ttft_q25_s"], rows["ttft_q75_s"], strict=True)
-    ]
-    for name in ("dense", "sdpa"):
-        shown[f"TTFT, {name} / this"] = ["" if pd.isna(x) else f"{x:.2f}" for x in rows[f"speedup_over_{name}"]]
     return shown
 
 
@@ -185,6 +221,20 @@ def readable_points(rows: pd.DataFrame) -> pd.DataFrame:
     shown["skip ratio %"] = rows["skip_ratio"].map(_percent)
     shown["TTFT % of dense"] = rows["ttft_of_dense"].map(_percent)
     shown["accuracy % of dense [95%]"] = _intervals(rows, "of_dense", ".1f")
+    return shown
+
+
+def readable_beside(rows: pd.DataFrame) -> pd.DataFrame:
+    """LongBench's means beside the paper's, for people."""
+    shown = rows[["source", "model", "device", "protocol", "method", "strength", "calibration"]].copy()
+    for name in ("length", "tasks", "n"):
+        shown[name] = rows[name].map(lambda n: "" if pd.isna(n) else f"{n:.0f}")
+    shown["mean score [95%]"] = [
+        f"{100 * score:.2f}" + ("" if pd.isna(low) else f" [{100 * low:.1f}, {100 * high:.1f}]")
+        for score, low, high in zip(rows["score"], rows["score_low"], rows["score_high"], strict=True)
+    ]
+    shown["skip ratio %"] = rows["skip_ratio"].map(_percent)
+    shown["TTFT, dense / this"] = rows["speedup"].map(lambda x: "" if pd.isna(x) else f"{x:.2f}")
     return shown
 
 

@@ -4,14 +4,19 @@ from __future__ import annotations
 
 import io
 import shutil
+import sys
 from collections.abc import Callable
 from contextlib import redirect_stderr, redirect_stdout
 from dataclasses import dataclass
 from pathlib import Path
 
+import absl.logging
 import pytest
 
 import run
+
+# rouge-score's logger closes the stream it was made with when Hydra sets logging up: here pytest's in stderr's place
+absl.logging.get_absl_handler().python_handler.stream = sys.__stderr__
 
 CALIBRATION = ("profile=quick", "calibration.samples=2", "calibration.k_values=[1,2]")
 SMALL = (*CALIBRATION, "task.lengths=[800,900]", "task.depths=2", "task.samples=1")  # on 2 haystacks
