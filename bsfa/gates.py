@@ -89,7 +89,22 @@ class Gate:
             threshold = threshold[:, None].expand(n_heads, grid.n_q)
         else:
             threshold = grid.pick_thresholds(threshold)
-        relative = _per_head("relative", self.relative, n_heads, device) if self.is_relative else None
+        return self._resolved(threshold, n_heads)
+
+    def resolve_table(self, n_heads: int, device: torch.device) -> ResolvedGate:
+        """The gate of a call over packed sequences: the whole table, fp32 (Hq, n_blocks), which each of them reads by
+        absolute position, clamped to the last column.
+
+        Raises
+        ------
+        InputError
+            The gate was made for another number of heads.
+        """
+        threshold = _per_head("threshold", self.threshold, n_heads, device)
+        return self._resolved(threshold if threshold.dim() == 2 else threshold[:, None], n_heads)
+
+    def _resolved(self, threshold: torch.Tensor, n_heads: int) -> ResolvedGate:
+        relative = _per_head("relative", self.relative, n_heads, threshold.device) if self.is_relative else None
         return ResolvedGate(threshold, relative, self.relative_to, self.order, self.keep_diagonal, self.keep_first)
 
     @property
@@ -103,7 +118,7 @@ class ResolvedGate:
 
     Attributes
     ----------
-    threshold : fp32 (Hq, n_q)
+    threshold : fp32 (Hq, n_q); for packed sequences the whole table, (Hq, n_blocks)
     relative : fp32 (Hq,), or None where the gate is absolute alone
     """
 

@@ -31,6 +31,7 @@ class Bsfa(Method):
     k: int
 
     name: ClassVar[str] = "bsfa"
+    packs: ClassVar[bool] = True
 
     def bind(self, model: ModelInfo) -> Attend:
         self.thresholds.check(model)
