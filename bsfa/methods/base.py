@@ -111,6 +111,11 @@ class Method(ABC):
     version: ClassVar[int] = 1
     packs: ClassVar[bool] = False
 
+    @property
+    def serves_chunks(self) -> bool:
+        """Whether a prefill in chunks, several queries over the keys of all chunks so far, is what the method is for."""
+        return True
+
     @abstractmethod
     def bind(self, model: ModelInfo) -> Attend:
         """Check the method against a model, move what it needs to the layers' devices, and return its attention.
