@@ -113,7 +113,7 @@ class Method(ABC):
 
     @property
     def serves_chunks(self) -> bool:
-        """Whether a prefill in chunks, several queries over the keys of all chunks so far, is what the method is for."""
+        """Whether a prefill in chunks, each over the keys of all chunks so far, is what the method is for."""
         return True
 
     @abstractmethod

@@ -1,9 +1,9 @@
 """Dense attention from its authors' own packages: what a speed-up has to be held against.
 
-`upstream_flash_attn` is FlashAttention-2 (flash-attn), `upstream_torch_flash` the same built into PyTorch, `upstream_fa3`
-FlashAttention-3 for Hopper (fa3-fwd), `upstream_cudnn` cuDNN through PyTorch's SDPA; `bsfa.methods.upstream_flex` is
-FlexAttention. A package that is not installed, or a GPU that is not there, is one clear line when the method is bound to
-a model.
+`upstream_flash_attn` is FlashAttention-2 (flash-attn), `upstream_torch_flash` the same as PyTorch has it built in,
+`upstream_fa3` FlashAttention-3 for Hopper (fa3-fwd), `upstream_cudnn` cuDNN through PyTorch's SDPA;
+`bsfa.methods.upstream_flex` is FlexAttention. A package that is not installed, or a GPU that is not there, is one clear
+line when the method is bound to a model.
 """
 
 from __future__ import annotations
