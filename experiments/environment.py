@@ -49,6 +49,26 @@ def peak_memory(device: torch.device) -> int:
     return resource.getrusage(resource.RUSAGE_SELF).ru_maxrss * 1024
 
 
+def driver_memory(device: torch.device) -> int | None:
+    """Bytes in use on a GPU as its driver counts them, all processes' together; None where there is no GPU."""
+    if device.type != "cuda":
+        return None
+    free, total = torch.cuda.mem_get_info(device)
+    return total - free
+
+
+def release_memory(device: torch.device) -> None:
+    """Give back what the GPU allocator keeps for later."""
+    if device.type == "cuda":
+        torch.cuda.empty_cache()
+
+
+def wait(device: torch.device) -> None:
+    """Until a GPU is idle."""
+    if device.type == "cuda":
+        torch.cuda.synchronize(device)
+
+
 def _version(name: str) -> str | None:
     try:
         return version(name)

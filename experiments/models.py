@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import hashlib
+import json
 from dataclasses import dataclass
 from importlib import import_module
 from importlib.metadata import PackageNotFoundError, version
@@ -11,11 +12,13 @@ from typing import Any
 
 import torch
 from safetensors import SafetensorError
-from transformers import AutoModelForCausalLM, AutoTokenizer, PreTrainedModel, PreTrainedTokenizerBase
+from transformers import AutoConfig, AutoModelForCausalLM, AutoTokenizer, PreTrainedModel, PreTrainedTokenizerBase
 
 from bsfa.errors import InputError
+from experiments import random_weights
 
 DIGESTED_BYTES = 1 << 16  # at the start, the middle and the end of each file: enough to tell two models apart
+INITS = ("pretrained", "random")
 DTYPES = {"float32": torch.float32, "bfloat16": torch.bfloat16, "float16": torch.float16}
 
 
@@ -53,6 +56,11 @@ class ModelSource:
         A Python distribution that holds one GGUF file.
     revision : str, optional
         A commit, tag or branch on the hub.
+    init : {"pretrained", "random"}
+        Random weights are for time and memory. They take the configuration alone, of ``path`` or ``shape``.
+    shape : dict, optional
+        A configuration written out, ``model_type`` and what `transformers.AutoConfig.for_model` takes beside it, for
+        random weights without any file.
     """
 
     name: str
@@ -61,8 +69,16 @@ class ModelSource:
     path: str | None = None
     package: str | None = None
     revision: str | None = None
+    init: str = "pretrained"
+    shape: dict[str, Any] | None = None
 
     def __post_init__(self) -> None:
+        if self.init not in INITS:
+            raise InputError(f"model.init={self.init} is none of {', '.join(INITS)}")
+        if self.init == "pretrained" and self.shape and not self.path:
+            raise InputError(f"model {self.name} is a shape without weights: model.init=random, or model.path=DIR")
+        if self.init == "random" and not (self.shape or self.path):
+            raise InputError("model.init=random takes a model's configuration from model.path or model.shape")
         if self.dtype not in DTYPES:
             raise InputError(f"model.dtype={self.dtype} is none of {', '.join(DTYPES)}")
         try:
@@ -74,13 +90,17 @@ class ModelSource:
 
     @property
     def label(self) -> str:
-        return Path(self.path).name if self.path else self.name
+        name = Path(self.path).name if self.path else self.name
+        return name if self.init == "pretrained" or name.endswith("random") else f"{name}-random"
 
     def identity(self) -> dict[str, Any]:
         """What tells this model from another, found without loading it; the device is no part of it."""
-        return {"name": self.label, "dtype": self.dtype, **self._origin()}
+        init = {} if self.init == "pretrained" else {"init": self.init, "seed": random_weights.SEED}
+        return {"name": self.label, "dtype": self.dtype, **init, **self._origin()}
 
     def _origin(self) -> dict[str, str]:
+        if not self.path and self.shape:
+            return {"shape": hashlib.sha256(json.dumps(self.shape, sort_keys=True).encode()).hexdigest()[:16]}
         if not self.path:
             return {"package": f"{self.package}=={self._package_version()}"}
         folder = Path(self.path)
@@ -114,9 +134,16 @@ class ModelSource:
         InputError
             Nothing at the path, no access to it, no network.
         """
+        if self.shape and not self.path:
+            config = AutoConfig.for_model(**self.shape)
+            made = random_weights.build(config, DTYPES[self.dtype], self.device)
+            return Loaded(made, random_weights.characters(config))
         where, options = self._files()
         try:
             tokenizer = AutoTokenizer.from_pretrained(where, **options)
+            if self.init == "random":
+                config = AutoConfig.from_pretrained(where, **options)
+                return Loaded(random_weights.build(config, DTYPES[self.dtype], self.device), tokenizer)
             model: Any = AutoModelForCausalLM.from_pretrained(where, dtype=DTYPES[self.dtype], **options)
         except (OSError, ValueError, SafetensorError) as error:
             reason = str(error).strip().splitlines()[0]

@@ -10,8 +10,9 @@ from hydra.utils import instantiate
 from omegaconf import DictConfig
 
 from bsfa.errors import InputError
-from experiments import figures, frontier, frontier_figures, style
+from experiments import figures, frontier, frontier_figures, style, ttft_report
 from experiments.results import Section, sections, table
+from experiments.tables import markdown, write_table
 from experiments.tracking import Tracker
 
 log = logging.getLogger(__name__)
@@ -35,8 +36,8 @@ def run(cfg: DictConfig) -> None:
     root = Path(cfg.results)
     tracker: Tracker = instantiate(cfg.tracker)
     found = {name: sections(root, name) for name in WRITERS}
-    if not any(found.values()):
-        commands = " or ".join(f"`python run.py experiment={name}`" for name in WRITERS)
+    if not any(found.values()) and not ttft_report.recorded(root):
+        commands = " or ".join(f"`python run.py experiment={name}`" for name in (*WRITERS, "ttft"))
         raise InputError(f"{root.resolve()} holds no records; run {commands} first")
     tables: list[Path] = []
     drawn: list[Path] = []
@@ -62,7 +63,7 @@ def accuracy(root: Path, section: Section) -> tuple[list[Path], list[Path]]:
         *style.save(figures.curve(section), root / "figures", f"{section.name}-curve"),
         *style.save(figures.heatmap(section), root / "figures", f"{section.name}-heatmap"),
     ]
-    print(f"\n{section.title}\n{_markdown(readable(main))}\n{notes(main)}")
+    print(f"\n{section.title}\n{markdown(readable(main))}\n{notes(main)}")
     return tables, drawn
 
 
@@ -87,25 +88,11 @@ def fidelity(root: Path, section: Section) -> tuple[list[Path], list[Path]]:
             f"{section.name}-heads",
         ),
     ]
-    print(f"\n{section.title}\n{_markdown(main)}\n{REACH}")
+    print(f"\n{section.title}\n{markdown(main)}\n{REACH}")
     return tables, drawn
 
 
 WRITERS = {"niah": accuracy, "fidelity": fidelity}
-
-
-def write_table(folder: Path, name: str, title: str, rows: pd.DataFrame, shown: pd.DataFrame, below: str) -> list[Path]:
-    """One table as Markdown and LaTeX, as people read it, and as CSV with every number."""
-    folder.mkdir(parents=True, exist_ok=True)
-    paths = {kind: folder / f"{name}.{kind}" for kind in ("md", "csv", "tex")}
-    paths["md"].write_text(f"**{title}**\n\n{_markdown(shown)}\n\n{below}\n", encoding="utf-8")
-    rows.assign(section=title).to_csv(paths["csv"], index=False)
-    paths["tex"].write_text(shown.to_latex(index=False, escape=True, caption=title), encoding="utf-8")
-    return list(paths.values())
-
-
-def _markdown(rows: pd.DataFrame) -> str:
-    return rows.to_markdown(index=False, disable_numparse=True)
 
 
 def readable(rows: pd.DataFrame) -> pd.DataFrame:
