@@ -50,8 +50,8 @@ class Packing:
     def to(self, device: torch.device) -> Packing:
         if self.cu_seqlens_q.device == device == self.cu_seqlens_k.device:
             return self
-        bounds = (x.to(device, non_blocking=True) for x in (self.cu_seqlens_q, self.cu_seqlens_k))
-        return Packing(*bounds, self.max_seqlen_q, self.max_seqlen_k)
+        queries, keys = (x.to(device, non_blocking=True) for x in (self.cu_seqlens_q, self.cu_seqlens_k))
+        return Packing(queries, keys, self.max_seqlen_q, self.max_seqlen_k)
 
     def spans(self, total_q: int, total_k: int) -> list[tuple[slice, slice]]:
         """Rows of every sequence in q and in k. Reads the lengths, which waits once for a GPU that holds them.
