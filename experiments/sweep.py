@@ -24,9 +24,10 @@ from bsfa.methods import Method
 from bsfa.model import describe
 from experiments import environment
 from experiments.config import plain
+from experiments.launchers import in_sweep
 from experiments.methods import Variant, variants
 from experiments.models import Loaded, ModelSource
-from experiments.records import Run, Store, Writer
+from experiments.records import Busy, Run, Store, Writer
 from experiments.tracking import Tracker
 
 log = logging.getLogger(__name__)
@@ -153,17 +154,31 @@ def _finish(
         method.bind(info)  # refuses a method of another model before any sample is run
     device = torch.device(source.device)
     with ExitStack() as locks:
-        writers = [locks.enter_context(run.writing(environment.describe(device))) for _, run in missing]
-        lanes = [Lane(v, m, w) for (v, _), m, w in zip(missing, methods, writers, strict=True)]
+        lanes = [
+            Lane(variant, method, writer)
+            for (variant, run), method in zip(missing, methods, strict=True)
+            if (writer := _taken(run, environment.describe(device), locks)) is not None
+        ]
         todo = sum(name not in lane.writer.done for lane in lanes for name in subject.samples.ids())
         bar = tqdm(total=todo, desc=subject.samples.name, unit=subject.unit, file=sys.stderr)
         with bar, logging_redirect_tqdm():
             subject.bench(Place(loaded, backend, device)).measure(lanes, bar.update)
-        for (variant, run), writer in zip(missing, writers, strict=True):
-            summary = subject.summarise(writer.samples())
-            writer.finish(summary)
-            tracker.run(run, variant.label, summary)
-            log.info("%s: %s -> %s", variant.label, subject.describe(summary), run.path)
+        for lane in lanes:
+            summary = subject.summarise(lane.writer.samples())
+            lane.writer.finish(summary)
+            tracker.run(lane.writer.run, lane.variant.label, summary)
+            log.info("%s: %s -> %s", lane.variant.label, subject.describe(summary), lane.writer.run.path)
+
+
+def _taken(run: Run, described: dict[str, Any], locks: ExitStack) -> Writer | None:
+    """A run's writer; None where another job of the same sweep has the run: it will finish it."""
+    try:
+        return locks.enter_context(run.writing(described))
+    except Busy:
+        if not in_sweep():
+            raise
+        log.warning("%s is left to the process that is writing it", run.path)
+        return None
 
 
 def new_process() -> str:
