@@ -223,7 +223,7 @@ class _Adapter:
             softcap=softcap or 0.0,
             backend=self.backend,
         )
-        with self.clock.span() if self.clock else nullcontext() as seconds:
+        with self.clock.span(query.device) if self.clock else nullcontext() as seconds:
             if "cu_seq_lens_q" in rest or (attention_mask is not None and attention_mask.dim() == 1):
                 attended = self._packed(call, **rest)
             elif attention_mask is not None:

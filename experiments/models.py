@@ -18,6 +18,7 @@ from bsfa.errors import InputError
 from experiments import random_weights
 
 DIGESTED_BYTES = 1 << 16  # at the start, the middle and the end of each file: enough to tell two models apart
+AUTO = "auto"
 INITS = ("pretrained", "random")
 DTYPES = {"float32": torch.float32, "bfloat16": torch.bfloat16, "float16": torch.float16}
 
@@ -49,7 +50,7 @@ class ModelSource:
         Stands in tables, where ``path`` does not name another model.
     dtype : {"float32", "bfloat16", "float16"}
     device : str
-        A torch device.
+        A torch device, or ``auto``: the layers spread over all GPUs, by accelerate.
     path : str, optional
         A hub id or a local folder, of safetensors or with one GGUF file. It overrides ``package``.
     package : str, optional
@@ -81,12 +82,20 @@ class ModelSource:
             raise InputError("model.init=random takes a model's configuration from model.path or model.shape")
         if self.dtype not in DTYPES:
             raise InputError(f"model.dtype={self.dtype} is none of {', '.join(DTYPES)}")
+        if self.device == AUTO and self.init == "random":
+            raise InputError("model.init=random makes a model on one device: model.device=cuda or cpu")
         try:
-            kind = torch.device(self.device).type
+            kind = self.torch_device.type
         except RuntimeError as error:
             raise InputError(f"model.device={self.device} is no torch device, such as cpu or cuda") from error
         if kind == "cuda" and not torch.cuda.is_available():
             raise InputError(f"device {self.device}: this machine has no CUDA GPU; use profile=quick")
+
+    @property
+    def torch_device(self) -> torch.device:
+        """Where prompts go and answers come from."""
+        spread = "cuda" if torch.cuda.is_available() else "cpu"
+        return torch.device(spread if self.device == AUTO else self.device)
 
     @property
     def label(self) -> str:
@@ -144,14 +153,15 @@ class ModelSource:
             if self.init == "random":
                 config = AutoConfig.from_pretrained(where, **options)
                 return Loaded(random_weights.build(config, DTYPES[self.dtype], self.device), tokenizer)
-            model: Any = AutoModelForCausalLM.from_pretrained(where, dtype=DTYPES[self.dtype], **options)
+            placed: dict[str, Any] = {"device_map": "auto"} if self.device == AUTO else {}
+            model: Any = AutoModelForCausalLM.from_pretrained(where, dtype=DTYPES[self.dtype], **placed, **options)
         except (OSError, ValueError, SafetensorError) as error:
             reason = str(error).strip().splitlines()[0]
             raise InputError(
                 f"cannot load the model {where}: {reason} A gated model wants `hf auth login` or HF_TOKEN; "
                 "without network use model.path=DIR"
             ) from error
-        return Loaded(model.to(self.device).eval(), tokenizer)
+        return Loaded((model if placed else model.to(self.device)).eval(), tokenizer)
 
     def _files(self) -> tuple[str, dict[str, str]]:
         """What `from_pretrained` takes: a path or hub id, and its options."""

@@ -130,7 +130,7 @@ def sweep(cfg: DictConfig, subject: Subject, parameters: DictConfig) -> None:
             "data": subject.samples.data(),
         },
         "model": source.identity(),
-        "backend": pick_backend(cfg.backend, torch.device(source.device)),
+        "backend": pick_backend(cfg.backend, source.torch_device),
     }
     planned = [
         (variant, store.run(subject.samples.name, shared | {"method": variant.identity()}))
@@ -152,7 +152,7 @@ def _finish(
     methods = [variant.build(loaded) for variant, _ in missing]
     for method in methods:
         method.bind(info)  # refuses a method of another model before any sample is run
-    device = torch.device(source.device)
+    device = source.torch_device
     with ExitStack() as locks:
         lanes = [
             Lane(variant, method, writer)

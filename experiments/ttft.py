@@ -123,7 +123,7 @@ def run(cfg: DictConfig) -> None:
     grid: Grid = instantiate(cfg.ttft, prompt=prompt, _convert_="all")
     store = Store(Path(cfg.results))
     planned = variants(cfg, store, source)
-    device = torch.device(source.device)
+    device = source.torch_device
     described = environment.describe(device)
     identity = {
         "ttft": dataclasses.asdict(grid),

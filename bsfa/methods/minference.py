@@ -76,7 +76,7 @@ class MInference(Method):
         patterns = Patterns.load(self.patterns) if self.patterns else published
         patterns.check(model)
         layers = [
-            HeadPatterns.of(layer, self.ratio, device)
+            HeadPatterns.of(layer[model.heads], self.ratio, device)
             for layer, device in zip(patterns.layers, model.devices, strict=True)
         ]
         return lambda call: call.attend(blocks=layers[call.layer].select(call))

@@ -1,0 +1,50 @@
+"""What each process of the test of tensor parallelism runs: ``torchrun ... tests/parallel.py MODEL THRESHOLDS OUT``."""
+
+from __future__ import annotations
+
+import json
+import sys
+from pathlib import Path
+
+import torch
+import torch.distributed as dist
+from transformers import AutoModelForCausalLM
+
+import bsfa
+from bsfa import InputError, Thresholds
+from bsfa.methods import Bsfa, Dense, MInference, RowShare
+from bsfa.model import fingerprint
+
+TOKENS = torch.arange(700).remainder(90)[None] + 3
+
+
+def methods(thresholds: str) -> dict:
+    table = Thresholds.load(thresholds)
+    return {"dense": Dense(), "bsfa": Bsfa(table, 2), "row_share": RowShare(0.05), "minference": MInference(0.02)}
+
+
+@torch.no_grad()
+def read(model, thresholds: str) -> dict:
+    """Logits of the last token, and the blocks kept by layer and head, under every method."""
+    found = {}
+    for name, method in methods(thresholds).items():
+        with bsfa.apply(model, method) as applied:
+            logits = model(TOKENS, use_cache=False, logits_to_keep=1).logits[0, -1]
+        kept = [applied.stats[layer][0].kept[0].tolist() for layer in sorted(applied.stats)]
+        found[name] = {"logits": logits.tolist(), "kept": kept}
+    return found
+
+
+def main(folder: str, thresholds: str, out: str) -> None:
+    model = AutoModelForCausalLM.from_pretrained(folder, tp_plan="auto", dtype=torch.float32).eval()
+    found = {"methods": read(model, thresholds), "fingerprint": fingerprint(model)}
+    try:
+        bsfa.calibrate(model, [TOKENS], [2], progress=False)
+    except InputError as error:
+        found["calibration"] = str(error)
+    Path(out, f"{dist.get_rank()}.json").write_text(json.dumps(found))
+    dist.destroy_process_group()
+
+
+if __name__ == "__main__":
+    main(*sys.argv[1:])
