@@ -176,9 +176,9 @@ class TestOnAGpu:
                 applied.reset()
                 alone = [model(tokens[b : b + 1, mask[b].bool()]).logits[0] for b in range(3)]
                 want = torch.cat([stats.kept for stats in applied.stats[0]])
-            assert (kept - want).abs().sum() / want.sum() < 0.02  # other matrix shapes: rounding
+            assert (kept - want).abs().sum() / want.sum() < 0.05  # other matrix shapes: rounding
             error = (together[mask.bool()].float() - torch.cat(alone).float()).norm() / torch.cat(alone).float().norm()
-            assert error < 0.05
+            assert error < 0.1
 
     @torch.no_grad()
     def test_a_layer_does_not_wait_for_the_gpu(self):
