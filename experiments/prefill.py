@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import itertools
 from collections.abc import Iterable
 from dataclasses import dataclass
 from typing import Any
@@ -75,7 +76,14 @@ class Prefill:
         -------
         The last token's logits, (B, vocabulary).
         """
-        parts = tokens.split(self.chunk or tokens.shape[1], dim=1)
-        for part in parts:
+        for part in self._parts(tokens):
             logits = model(input_ids=part, past_key_values=cache, use_cache=True, logits_to_keep=1).logits
         return logits[:, -1]
+
+    def _parts(self, tokens: torch.Tensor) -> list[torch.Tensor]:
+        """The chunks. A last one of a single token goes with the one before: alone it would pass for a decode step."""
+        length = tokens.shape[1]
+        starts = list(range(0, length, self.chunk or length))
+        if len(starts) > 1 and length - starts[-1] == 1:
+            starts.pop()
+        return [tokens[:, a:b] for a, b in itertools.pairwise([*starts, length])]

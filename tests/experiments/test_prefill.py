@@ -10,14 +10,12 @@ from bsfa.methods import Blasst, Bsfa, Dense, FlashPrefill, FlexPrefill, MInfere
 from bsfa.methods.upstream import Cudnn, TorchFlash
 from experiments.prefill import Prefill
 
-LENGTH = 900
 
-
-@pytest.mark.parametrize("chunk", [128, 256, 640])
+@pytest.mark.parametrize(("length", "chunk"), [(900, 128), (900, 256), (900, 640), (641, 128), (129, 128)])
 @pytest.mark.parametrize("name", ["dense", "bsfa", "row_share", "streaming_llm"])
-def test_chunks_decide_and_answer_as_the_whole_does(tiny_model, name, chunk):
+def test_chunks_decide_and_answer_as_the_whole_does(tiny_model, name, length, chunk):
     torch.manual_seed(0)
-    tokens = torch.randint(3, 100, (1, LENGTH))
+    tokens = torch.randint(3, 100, (1, length))
     table = bsfa.calibrate(tiny_model, [tokens], [2], progress=False)
     method = {"dense": Dense(), "bsfa": Bsfa(table, 2), "row_share": RowShare(0.05), "streaming_llm": StreamingLLM(2)}
 
@@ -31,7 +29,7 @@ def test_chunks_decide_and_answer_as_the_whole_does(tiny_model, name, chunk):
     logits, chunked, cache = read(Prefill(chunk))
     torch.testing.assert_close(logits, whole, atol=1e-5, rtol=1e-5)
     assert all(torch.equal(x, y) for x, y in zip(chunked, kept, strict=True))
-    assert cache.get_seq_length() == LENGTH
+    assert cache.get_seq_length() == length
 
 
 @pytest.mark.parametrize("chunk", [0, -128, 100, 8191, "many", 128.0])
