@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import hashlib
 import json
+import os
 from dataclasses import dataclass
 from importlib import import_module
 from importlib.metadata import PackageNotFoundError, version
@@ -18,7 +19,7 @@ from bsfa.errors import InputError
 from experiments import random_weights
 
 DIGESTED_BYTES = 1 << 16  # at the start, the middle and the end of each file: enough to tell two models apart
-AUTO = "auto"
+AUTO, TP = "auto", "tp"
 INITS = ("pretrained", "random")
 DTYPES = {"float32": torch.float32, "bfloat16": torch.bfloat16, "float16": torch.float16}
 
@@ -50,7 +51,8 @@ class ModelSource:
         Stands in tables, where ``path`` does not name another model.
     dtype : {"float32", "bfloat16", "float16"}
     device : str
-        A torch device, or ``auto``: the layers spread over all GPUs, by accelerate.
+        A torch device; ``auto``: the layers spread over all GPUs, by accelerate; ``tp``: tensor parallelism over the
+        processes of torchrun.
     path : str, optional
         A hub id or a local folder, of safetensors or with one GGUF file. It overrides ``package``.
     package : str, optional
@@ -82,8 +84,10 @@ class ModelSource:
             raise InputError("model.init=random takes a model's configuration from model.path or model.shape")
         if self.dtype not in DTYPES:
             raise InputError(f"model.dtype={self.dtype} is none of {', '.join(DTYPES)}")
-        if self.device == AUTO and self.init == "random":
+        if self.device in (AUTO, TP) and self.init == "random":
             raise InputError("model.init=random makes a model on one device: model.device=cuda or cpu")
+        if self.device == TP and "WORLD_SIZE" not in os.environ:
+            raise InputError("model.device=tp is for the processes of torchrun: torchrun --nproc-per-node 2 run.py ...")
         try:
             kind = self.torch_device.type
         except RuntimeError as error:
@@ -94,8 +98,16 @@ class ModelSource:
     @property
     def torch_device(self) -> torch.device:
         """Where prompts go and answers come from."""
-        spread = "cuda" if torch.cuda.is_available() else "cpu"
-        return torch.device(spread if self.device == AUTO else self.device)
+        if self.device not in (AUTO, TP):
+            return torch.device(self.device)
+        if not torch.cuda.is_available():
+            return torch.device("cpu")
+        return torch.device("cuda", int(os.environ["LOCAL_RANK"]) if self.device == TP else 0)
+
+    @property
+    def processes(self) -> int:
+        """Over which the model is shared out."""
+        return int(os.environ["WORLD_SIZE"]) if self.device == TP else 1
 
     @property
     def label(self) -> str:
@@ -153,7 +165,7 @@ class ModelSource:
             if self.init == "random":
                 config = AutoConfig.from_pretrained(where, **options)
                 return Loaded(random_weights.build(config, DTYPES[self.dtype], self.device), tokenizer)
-            placed: dict[str, Any] = {"device_map": "auto"} if self.device == AUTO else {}
+            placed = self._placed()
             model: Any = AutoModelForCausalLM.from_pretrained(where, dtype=DTYPES[self.dtype], **placed, **options)
         except (OSError, ValueError, SafetensorError) as error:
             reason = str(error).strip().splitlines()[0]
@@ -162,6 +174,16 @@ class ModelSource:
                 "without network use model.path=DIR"
             ) from error
         return Loaded((model if placed else model.to(self.device)).eval(), tokenizer)
+
+    def _placed(self) -> dict[str, Any]:
+        """What `from_pretrained` takes to put the weights where they go; nothing where they are moved afterwards."""
+        if self.device == AUTO:
+            return {"device_map": "auto"}
+        if self.device != TP:
+            return {}
+        from transformers.distributed import DistributedConfig
+
+        return {"distributed_config": DistributedConfig(tp_plan="auto")}
 
     def _files(self) -> tuple[str, dict[str, str]]:
         """What `from_pretrained` takes: a path or hub id, and its options."""

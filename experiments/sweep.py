@@ -20,6 +20,7 @@ from tqdm.contrib.logging import logging_redirect_tqdm
 from transformers import PreTrainedTokenizerBase
 
 from bsfa.attention import Backend, pick_backend
+from bsfa.errors import InputError
 from bsfa.methods import Method
 from bsfa.model import describe
 from experiments import environment
@@ -122,6 +123,10 @@ def sweep(cfg: DictConfig, subject: Subject, parameters: DictConfig) -> None:
     store = Store(Path(cfg.results))
     tracker: Tracker = instantiate(cfg.tracker)
     source: ModelSource = instantiate(cfg.model)
+    if source.processes > 1:
+        raise InputError(
+            "model.device=tp is for experiment=ttft; answers are recorded by one process: model.device=auto"
+        )
     shared = {
         "task": {
             "name": subject.samples.name,

@@ -121,7 +121,7 @@ def run(cfg: DictConfig) -> None:
     source: ModelSource = instantiate(cfg.model)
     prompt = cfg.ttft.prompt or ("random" if source.init == "random" else "prose")
     grid: Grid = instantiate(cfg.ttft, prompt=prompt, _convert_="all")
-    store = Store(Path(cfg.results))
+    store = Store(environment.own_folder(Path(cfg.results)))
     planned = variants(cfg, store, source)
     device = source.torch_device
     described = environment.describe(device)
@@ -131,6 +131,7 @@ def run(cfg: DictConfig) -> None:
         "methods": [variant.identity() for variant in planned],
         "backend": pick_backend(cfg.backend, device),
         "device": described["device"],
+        **({"processes": source.processes} if source.processes > 1 else {}),
         **prefill.identity(),
     }
     labels = [variant.label for variant in planned] + [_set_label(skip) for skip in grid.skips] + list(grid.baselines)
@@ -142,7 +143,7 @@ def run(cfg: DictConfig) -> None:
             loaded.check_length(max(grid.lengths), "ttft.lengths")
             lanes, left_out = _lanes(planned, grid, prefill, loaded, cfg.backend)
             cells = {length: [x for x in lanes if _id(length, x.label) in missing] for length in grid.lengths}
-            place = Place(loaded, cfg.backend, prefill, grid.repeats)
+            place = Place(loaded, device, cfg.backend, prefill, grid.repeats)
             bar = tqdm(total=sum(map(len, cells.values())), desc="ttft", unit="cell", file=sys.stderr)
             with bar, logging_redirect_tqdm():
                 for length, rest in cells.items():
@@ -195,9 +196,9 @@ def _set(loaded: Loaded, skip: float, backend: Backend) -> Callable[[Callable[[]
 class Place:
     """A loaded model on its device, and the clock there."""
 
-    def __init__(self, loaded: Loaded, backend: Backend, prefill: Prefill, repeats: int) -> None:
+    def __init__(self, loaded: Loaded, device: torch.device, backend: Backend, prefill: Prefill, repeats: int) -> None:
         self.loaded, self.backend, self.prefill, self.repeats = loaded, backend, prefill, repeats
-        self.device = next(loaded.model.parameters()).device
+        self.device = device
         self.clock = clock_for(self.device)
         self.process = new_process()
 
@@ -254,7 +255,7 @@ class Place:
             return Reading(
                 seconds(),
                 applied.attention_seconds(),
-                applied.skip_ratio(),
+                environment.mean_over_processes(applied.skip_ratio(), self.device),
                 environment.peak_memory(self.device),
             )
 

@@ -122,8 +122,9 @@ def figure(rows: pd.DataFrame, title: str) -> Figure:
 def _title(config: dict[str, Any]) -> str:
     model = config["model"]
     weights = "random weights" if model.get("init") == "random" else "its own weights"
+    processes = f", tensor parallel over {config['processes']}" if "processes" in config else ""
     chunk = f", chunks of {config['prefill']['chunk']:,}" if "prefill" in config else ""
-    return f"Time to first token, {model['name']} ({weights}), {model['dtype']}, {config['device']}{chunk}"
+    return f"Time to first token, {model['name']} ({weights}), {model['dtype']}, {config['device']}{processes}{chunk}"
 
 
 def _left_out(summary: Path) -> dict[str, str]:

@@ -1,20 +1,27 @@
-"""What each process of the test of tensor parallelism runs: ``torchrun ... tests/parallel.py MODEL THRESHOLDS OUT``."""
+"""What each process of the test of tensor parallelism runs: ``torchrun -m tests.parallel MODEL THRESHOLDS OUT``."""
 
 from __future__ import annotations
 
 import json
+import os
 import sys
 from pathlib import Path
 
 import torch
 import torch.distributed as dist
 from transformers import AutoModelForCausalLM
+from transformers.distributed import DistributedConfig
 
 import bsfa
+import run
 from bsfa import InputError, Thresholds
 from bsfa.methods import Bsfa, Dense, MInference, RowShare
 from bsfa.model import fingerprint
 
+TTFT = (
+    "experiment=ttft", "profile=quick", "model.device=tp", "ttft.lengths=[512]", "ttft.skips=[0.5]", "ttft.repeats=1",
+    "ttft.baselines=[]", "tracker=none",
+)  # fmt: skip
 TOKENS = torch.arange(700).remainder(90)[None] + 3
 
 
@@ -29,20 +36,25 @@ def read(model, thresholds: str) -> dict:
     found = {}
     for name, method in methods(thresholds).items():
         with bsfa.apply(model, method) as applied:
-            logits = model(TOKENS, use_cache=False, logits_to_keep=1).logits[0, -1]
+            logits = model(TOKENS.to(model.device), use_cache=False, logits_to_keep=1).logits[0, -1]
         kept = [applied.stats[layer][0].kept[0].tolist() for layer in sorted(applied.stats)]
         found[name] = {"logits": logits.tolist(), "kept": kept}
     return found
 
 
 def main(folder: str, thresholds: str, out: str) -> None:
-    model = AutoModelForCausalLM.from_pretrained(folder, tp_plan="auto", dtype=torch.float32).eval()
+    dtype = torch.bfloat16 if torch.cuda.is_available() else torch.float32
+    shared_out = DistributedConfig(tp_plan="auto")
+    model = AutoModelForCausalLM.from_pretrained(folder, distributed_config=shared_out, dtype=dtype).eval()
     found = {"methods": read(model, thresholds), "fingerprint": fingerprint(model)}
     try:
         bsfa.calibrate(model, [TOKENS], [2], progress=False)
     except InputError as error:
         found["calibration"] = str(error)
     Path(out, f"{dist.get_rank()}.json").write_text(json.dumps(found))
+    sys.argv = ["run.py", *TTFT, f"model.path={folder}", f"model.dtype={str(dtype).split('.')[1]}", f"results={out}"]
+    os.environ["HYDRA_MAIN_MODULE"] = "__main__"  # find conf/ beside run.py, as for a script
+    run.main()
     dist.destroy_process_group()
 
 
