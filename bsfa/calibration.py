@@ -66,6 +66,12 @@ def calibrate(
     ks = tuple(sorted(set(k_values)))
     batches = list(token_batches)
     _check(model, batches, ks, block_size)
+    info = describe(model)
+    if info.tp_size > 1:
+        raise InputError(
+            f"{info.name}: calibrate on a model that is not shared out by tensor parallelism (device_map='auto' "
+            "spreads a large one); its thresholds then serve any number of processes"
+        )
     recorder = _Recorder(ks)
     digest = hashlib.sha256()
     decoder = model.get_decoder()
@@ -75,7 +81,6 @@ def calibrate(
         for tokens in bar:
             digest.update(tokens.cpu().numpy().tobytes())
             decoder(input_ids=tokens.to(device), use_cache=False)
-    info = describe(model)
     provenance = Provenance(
         model=info.name,
         fingerprint=info.fingerprint,

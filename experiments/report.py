@@ -10,8 +10,9 @@ from hydra.utils import instantiate
 from omegaconf import DictConfig
 
 from bsfa.errors import InputError
-from experiments import figures, frontier, frontier_figures, longbench_tables, style, suite_figures, suites
+from experiments import figures, frontier, frontier_figures, longbench_tables, style, suite_figures, suites, ttft_report
 from experiments.results import METHOD, Section, sections, table
+from experiments.tables import markdown, write_table
 from experiments.tracking import Tracker
 
 log = logging.getLogger(__name__)
@@ -51,8 +52,8 @@ def run(cfg: DictConfig) -> None:
     root = Path(cfg.results)
     tracker: Tracker = instantiate(cfg.tracker)
     found = {name: read(root, name) for name, (read, _) in WRITERS.items()}
-    if not any(found.values()):
-        commands = " or ".join(f"`python run.py experiment={name}`" for name in WRITERS)
+    if not any(found.values()) and not ttft_report.recorded(root):
+        commands = " or ".join(f"`python run.py experiment={name}`" for name in (*WRITERS, "ttft"))
         raise InputError(f"{root.resolve()} holds no records; run {commands} first")
     tables: list[Path] = []
     drawn: list[Path] = []
@@ -78,7 +79,7 @@ def accuracy(root: Path, section: Section) -> tuple[list[Path], list[Path]]:
         *style.save(figures.curve(section), root / "figures", f"{section.name}-curve"),
         *style.save(figures.heatmap(section), root / "figures", f"{section.name}-heatmap"),
     ]
-    print(f"\n{section.title}\n{_markdown(readable(main))}\n{notes(main)}")
+    print(f"\n{section.title}\n{markdown(readable(main))}\n{notes(main)}")
     return tables, drawn
 
 
@@ -103,7 +104,7 @@ def fidelity(root: Path, section: Section) -> tuple[list[Path], list[Path]]:
             f"{section.name}-heads",
         ),
     ]
-    print(f"\n{section.title}\n{_markdown(main)}\n{REACH}")
+    print(f"\n{section.title}\n{markdown(main)}\n{REACH}")
     return tables, drawn
 
 
@@ -123,7 +124,7 @@ def suite(root: Path, section: Section) -> tuple[list[Path], list[Path]]:
         *style.save(suite_figures.skipped(section), root / "figures", f"{section.name}-skipped"),
         *style.save(suite_figures.timed(section), root / "figures", f"{section.name}-ttft"),
     ]
-    print(f"\n{section.title}\n{_markdown(main)}\n{MEANS}")
+    print(f"\n{section.title}\n{markdown(main)}\n{MEANS}")
     return tables, drawn
 
 
@@ -137,7 +138,7 @@ def longbench(root: Path, section: Section) -> tuple[list[Path], list[Path]]:
         *write_table(root / "tables", section.name, section.title, beside, main, below),
         *write_table(root / "tables", f"{section.name}-tasks", section.title, cells, readable(cells), WEAK_SCORE),
     ]
-    print(f"\n{section.title}\n{_markdown(main)}\n{below}")
+    print(f"\n{section.title}\n{markdown(main)}\n{below}")
     return tables, []
 
 
@@ -145,7 +146,7 @@ def lm_eval(root: Path, section: Section) -> tuple[list[Path], list[Path]]:
     """lm-eval's tasks: every task and length."""
     rows = longbench_tables.lm_eval_cells(section)
     shown = readable_scores(rows)
-    print(f"\n{section.title}\n{_markdown(shown)}\n{WEAK_SCORE}")
+    print(f"\n{section.title}\n{markdown(shown)}\n{WEAK_SCORE}")
     return write_table(root / "tables", section.name, section.title, rows, shown, WEAK_SCORE), []
 
 
@@ -157,20 +158,6 @@ WRITERS = {
     "longbench": (longbench_tables.sections, longbench),
     "lm_eval": (longbench_tables.lm_eval_sections, lm_eval),
 }
-
-
-def write_table(folder: Path, name: str, title: str, rows: pd.DataFrame, shown: pd.DataFrame, below: str) -> list[Path]:
-    """One table as Markdown and LaTeX, as people read it, and as CSV with every number."""
-    folder.mkdir(parents=True, exist_ok=True)
-    paths = {kind: folder / f"{name}.{kind}" for kind in ("md", "csv", "tex")}
-    paths["md"].write_text(f"**{title}**\n\n{_markdown(shown)}\n\n{below}\n", encoding="utf-8")
-    rows.assign(section=title).to_csv(paths["csv"], index=False)
-    paths["tex"].write_text(shown.to_latex(index=False, escape=True, caption=title), encoding="utf-8")
-    return list(paths.values())
-
-
-def _markdown(rows: pd.DataFrame) -> str:
-    return rows.to_markdown(index=False, disable_numparse=True)
 
 
 def readable(rows: pd.DataFrame) -> pd.DataFrame:

@@ -21,13 +21,15 @@ from tqdm.contrib.logging import logging_redirect_tqdm
 from transformers import PreTrainedTokenizerBase
 
 from bsfa.attention import Backend, pick_backend
+from bsfa.errors import InputError
 from bsfa.methods import Method
 from bsfa.model import describe
 from experiments import environment
 from experiments.config import plain
+from experiments.launchers import in_sweep
 from experiments.methods import Variant, variants
 from experiments.models import Loaded, ModelSource
-from experiments.records import Run, Store, Writer
+from experiments.records import Busy, Run, Store, Writer
 from experiments.tracking import Tracker
 
 log = logging.getLogger(__name__)
@@ -124,6 +126,10 @@ class Sweep:
         self.store = Store(Path(cfg.results))
         self.tracker: Tracker = instantiate(cfg.tracker)
         self.source: ModelSource = instantiate(cfg.model)
+        if self.source.processes > 1:
+            raise InputError(
+                "model.device=tp is for experiment=ttft; answers are recorded by one process: model.device=auto"
+            )
         self.variants = variants(cfg, self.store, self.source)
 
     @cached_property
@@ -147,7 +153,7 @@ class Sweep:
                 "data": subject.samples.data(),
             },
             "model": self.source.identity(),
-            "backend": pick_backend(self.backend, torch.device(self.source.device)),
+            "backend": pick_backend(self.backend, self.source.torch_device),
         }
         planned = [(v, self.store.run(name, shared | {"method": v.identity()})) for v in self.variants]
         missing = [(variant, run) for variant, run in planned if not run.complete]
@@ -163,19 +169,33 @@ class Sweep:
         methods = [variant.build(loaded) for variant, _ in missing]
         for method in methods:
             method.bind(info)  # refuses a method of another model before any sample is run
-        device = torch.device(self.source.device)
+        device = self.source.torch_device
         with ExitStack() as locks:
-            writers = [locks.enter_context(run.writing(environment.describe(device))) for _, run in missing]
-            lanes = [Lane(v, m, w) for (v, _), m, w in zip(missing, methods, writers, strict=True)]
+            lanes = [
+                Lane(variant, method, writer)
+                for (variant, run), method in zip(missing, methods, strict=True)
+                if (writer := _taken(run, environment.describe(device), locks)) is not None
+            ]
             todo = sum(name not in lane.writer.done for lane in lanes for name in subject.samples.ids())
             bar = tqdm(total=todo, desc=subject.samples.name, unit=subject.unit, file=sys.stderr)
             with bar, logging_redirect_tqdm():
                 subject.bench(Place(loaded, self.backend, device)).measure(lanes, bar.update)
-            for (variant, run), writer in zip(missing, writers, strict=True):
-                summary = subject.summarise(writer.samples())
-                writer.finish(summary)
-                self.tracker.run(run, variant.label, summary)
-                log.info("%s: %s -> %s", variant.label, subject.describe(summary), run.path)
+            for lane in lanes:
+                summary = subject.summarise(lane.writer.samples())
+                lane.writer.finish(summary)
+                self.tracker.run(lane.writer.run, lane.variant.label, summary)
+                log.info("%s: %s -> %s", lane.variant.label, subject.describe(summary), lane.writer.run.path)
+
+
+def _taken(run: Run, described: dict[str, Any], locks: ExitStack) -> Writer | None:
+    """A run's writer; None where another job of the same sweep has the run: it will finish it."""
+    try:
+        return locks.enter_context(run.writing(described))
+    except Busy:
+        if not in_sweep():
+            raise
+        log.warning("%s is left to the process that is writing it", run.path)
+        return None
 
 
 def new_process() -> str:

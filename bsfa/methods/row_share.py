@@ -36,6 +36,7 @@ class RowShare(Method):
     share: float
 
     name: ClassVar[str] = "row_share"
+    packs: ClassVar[bool] = True
 
     def __post_init__(self) -> None:
         number("share", self.share, above=0, most=1)

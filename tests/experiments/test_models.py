@@ -49,3 +49,34 @@ def test_a_model_is_loaded_in_its_dtype_and_ready_to_answer(model_folder):
     model = source(model_folder, dtype="bfloat16").load().model
     assert model.dtype == torch.bfloat16
     assert not model.training
+
+
+def test_a_model_spread_over_what_devices_there_are_is_the_same_model(model_folder):
+    spread, plain = source(model_folder, device="auto"), source(model_folder)
+    assert spread.identity() == plain.identity()
+    tokens = torch.arange(3, 90)[None]
+    with torch.no_grad():
+        assert torch.equal(spread.load().model(tokens).logits, plain.load().model(tokens).logits)
+
+
+def test_random_weights_take_a_shape_and_are_another_model(model_folder):
+    random = source(model_folder, init="random")
+    assert random.label == f"{model_folder.name}-random"
+    assert random.identity() != source(model_folder).identity()
+    first, again, stored = (which.load().model.state_dict() for which in (random, random, source(model_folder)))
+    assert all(torch.equal(first[name], again[name]) for name in first)
+    assert {name: weight.shape for name, weight in first.items()} == {n: w.shape for n, w in stored.items()}
+
+
+@pytest.mark.parametrize(
+    ("settings", "message"),
+    [
+        ({"init": "zeros"}, "zeros is none of pretrained, random"),
+        ({"init": "random", "path": None}, "configuration from model.path or model.shape"),
+        ({"shape": {"model_type": "llama"}, "path": None}, "a shape without weights: model.init=random"),
+        ({"init": "random", "device": "auto"}, "on one device"),
+    ],
+)
+def test_weights_that_cannot_be_had_are_refused(model_folder, settings, message):
+    with pytest.raises(InputError, match=message):
+        ModelSource(**{"name": "tiny", "dtype": "float32", "device": "cpu", "path": str(model_folder)} | settings)
