@@ -4,6 +4,7 @@ from importlib import import_module
 from typing import TYPE_CHECKING, Any
 
 from bsfa.attention import SkipStats
+from bsfa.cuts import Cuts
 from bsfa.errors import InputError
 from bsfa.functional import flash_attn_func, flash_attn_varlen_func
 from bsfa.gates import Gate
@@ -11,20 +12,23 @@ from bsfa.thresholds import Thresholds
 
 if TYPE_CHECKING:
     from bsfa.calibration import calibrate
+    from bsfa.fisher import calibrate_cuts
     from bsfa.transformers import apply
 
 __all__ = [
+    "Cuts",
     "Gate",
     "InputError",
     "SkipStats",
     "Thresholds",
     "apply",
     "calibrate",
+    "calibrate_cuts",
     "flash_attn_func",
     "flash_attn_varlen_func",
 ]
 
-_OF_MODELS = {"apply": "bsfa.transformers", "calibrate": "bsfa.calibration"}
+_OF_MODELS = {"apply": "bsfa.transformers", "calibrate": "bsfa.calibration", "calibrate_cuts": "bsfa.fisher"}
 
 
 def __getattr__(name: str) -> Any:

@@ -6,11 +6,9 @@ midway between the k-th and the (k+1)-th largest block maximum off the diagonal 
 
 from __future__ import annotations
 
-import hashlib
 import sys
 from collections.abc import Iterable, Sequence
 from dataclasses import dataclass, field
-from importlib.metadata import version
 from typing import ClassVar
 
 import torch
@@ -23,7 +21,8 @@ from bsfa.errors import InputError
 from bsfa.methods.base import Attend, Call, Method
 from bsfa.methods.sdpa import sdpa
 from bsfa.model import ModelInfo, describe
-from bsfa.thresholds import Provenance, Thresholds
+from bsfa.provenance import Provenance
+from bsfa.thresholds import Thresholds
 from bsfa.transformers import apply
 
 K_VALUES = (16, 32, 64, 96, 128)  # the paper's
@@ -65,7 +64,8 @@ def calibrate(
     """
     ks = tuple(sorted(set(k_values)))
     batches = list(token_batches)
-    _check(model, batches, ks, block_size)
+    check_texts(model, batches)
+    _check(ks, block_size)
     info = describe(model)
     if info.tp_size > 1:
         raise InputError(
@@ -73,41 +73,38 @@ def calibrate(
             "spreads a large one); its thresholds then serve any number of processes"
         )
     recorder = _Recorder(ks)
-    digest = hashlib.sha256()
     decoder = model.get_decoder()
     device = next(model.parameters()).device
     bar = tqdm(batches, desc="calibrate", unit="batch", disable=not progress, file=sys.stderr)
     with torch.inference_mode(), apply(model, recorder):
         for tokens in bar:
-            digest.update(tokens.cpu().numpy().tobytes())
             decoder(input_ids=tokens.to(device), use_cache=False)
-    provenance = Provenance(
-        model=info.name,
-        fingerprint=info.fingerprint,
-        sequence_length=max(tokens.shape[1] for tokens in batches),
-        samples=sum(len(tokens) for tokens in batches),
-        data=data,
-        data_hash=digest.hexdigest()[:16],
-        versions={name: version(name) for name in ("torch", "transformers")},
-    )
-    return Thresholds(recorder.mean(), ks, block_size, provenance)
+    return Thresholds(recorder.mean(), ks, block_size, Provenance.of(info, batches, data))
 
 
-def _check(
-    model: PreTrainedModel, batches: list[torch.Tensor], ks: tuple[int, ...], block_size: tuple[int, int]
-) -> None:
+def check_texts(model: PreTrainedModel, batches: Sequence[torch.Tensor]) -> None:
+    """Refuse texts that a calibration cannot run.
+
+    Raises
+    ------
+    InputError
+        No text, a batch that is not (B, S), a text longer than the model's positions.
+    """
     if not batches:
         raise InputError("calibration needs at least one text")
-    if not ks or ks[0] < 1:
-        raise InputError(f"k_values={list(ks)}: every k must be at least 1")
-    if tuple(block_size) != (BLOCK_Q, BLOCK_K):
-        raise InputError(f"block_size={tuple(block_size)}: only {(BLOCK_Q, BLOCK_K)} is supported")
     limit = model.config.get_text_config(decoder=True).max_position_embeddings
     for tokens in batches:
         if tokens.dim() != 2 or tokens.numel() == 0:
             raise InputError(f"a batch of token ids must be (B, S), got {tuple(tokens.shape)}")
         if tokens.shape[1] > limit:
             raise InputError(f"a text of {tokens.shape[1]} tokens is beyond the model's {limit} positions")
+
+
+def _check(ks: tuple[int, ...], block_size: tuple[int, int]) -> None:
+    if not ks or ks[0] < 1:
+        raise InputError(f"k_values={list(ks)}: every k must be at least 1")
+    if tuple(block_size) != (BLOCK_Q, BLOCK_K):
+        raise InputError(f"block_size={tuple(block_size)}: only {(BLOCK_Q, BLOCK_K)} is supported")
 
 
 @dataclass(frozen=True, eq=False)

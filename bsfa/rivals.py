@@ -21,7 +21,7 @@ from transformers import PreTrainedModel
 from bsfa.attention import Attended
 from bsfa.errors import InputError
 from bsfa.methods.base import Attend, Call, Method
-from bsfa.methods.blasst import Blasst
+from bsfa.methods.blasst import Blasst, BlasstFit
 from bsfa.methods.minference import HeadPatterns
 from bsfa.model import ModelInfo
 from bsfa.patterns import A_SHAPE, BLOCK_SPARSE, VERTICAL_SLASH, Pattern, Patterns
@@ -37,18 +37,6 @@ CANDIDATES = (  # the sizes between which the authors' search chooses
     Pattern(VERTICAL_SLASH, 3500, 100),
     Pattern(BLOCK_SPARSE, 0, 0),
 )
-
-
-@dataclass(frozen=True)
-class BlasstFit:
-    """``factor = a * exp(b * skip ratio)``."""
-
-    a: float
-    b: float
-
-    def factor(self, skip_ratio: float) -> float:
-        """The factor that skips this share of the blocks on texts like the calibration's."""
-        return self.a * math.exp(self.b * skip_ratio)
 
 
 def fit_blasst(

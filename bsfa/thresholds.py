@@ -4,7 +4,6 @@ from __future__ import annotations
 
 import dataclasses
 import hashlib
-import json
 import os
 import pickle
 from dataclasses import dataclass, field
@@ -12,42 +11,11 @@ from pathlib import Path
 from typing import Any
 
 import torch
-from safetensors import SafetensorError, safe_open
-from safetensors.torch import save_file
 
 from bsfa.blocks import BLOCK_K, BLOCK_Q
 from bsfa.errors import InputError
 from bsfa.model import ModelInfo
-
-SCHEMA = 1
-
-
-@dataclass(frozen=True)
-class Provenance:
-    """Where a table comes from; what is not known is empty or 0.
-
-    Attributes
-    ----------
-    model, fingerprint : str
-        `ModelInfo.name` and `ModelInfo.fingerprint` of the calibrated model.
-    sequence_length, samples : int
-        Tokens of the longest calibration text, and the number of texts.
-    aggregation : str
-        How the texts' cuts were joined.
-    data, data_hash : str
-        The name and the digest of the calibration tokens.
-    versions : dict
-        Package versions.
-    """
-
-    model: str = ""
-    fingerprint: str = ""
-    sequence_length: int = 0
-    samples: int = 0
-    aggregation: str = "mean"
-    data: str = ""
-    data_hash: str = ""
-    versions: dict[str, str] = field(default_factory=dict)
+from bsfa.provenance import Provenance, read, write
 
 
 @dataclass(frozen=True, eq=False)
@@ -107,20 +75,8 @@ class Thresholds:
         InputError
             Other layers, heads, block size or weights.
         """
-        origin = f"thresholds of {self.provenance.model or 'an unnamed model'}"
-        layers, heads = self.values.shape[1:3]
-        if (layers, heads) != (model.n_layers, model.n_heads):
-            raise InputError(
-                f"{origin} are for {layers} layers and {heads} heads; {model.name or 'this model'} has "
-                f"{model.n_layers} and {model.n_heads}; calibrate it"
-            )
-        if self.block_size != (BLOCK_Q, BLOCK_K):
-            raise InputError(f"{origin} are for blocks {self.block_size}; the kernels use {(BLOCK_Q, BLOCK_K)}")
-        if self.provenance.fingerprint not in ("", model.fingerprint):
-            raise InputError(
-                f"{origin} ({self.provenance.fingerprint}) are not for {model.name or 'this model'} "
-                f"({model.fingerprint}): the weights differ; calibrate it"
-            )
+        _, layers, heads, _ = self.values.shape
+        self.provenance.check("thresholds", layers, heads, self.block_size, model)
 
     def shard(self, rank: int, world_size: int) -> Thresholds:
         """The heads of one tensor-parallel rank.
@@ -137,21 +93,8 @@ class Thresholds:
 
     def save(self, path: str | os.PathLike[str]) -> None:
         """Write a safetensors file, whole or not at all."""
-        path = Path(path)
-        path.parent.mkdir(parents=True, exist_ok=True)
-        metadata = {
-            "schema": SCHEMA,
-            "k_values": self.k_values,
-            "block_size": self.block_size,
-            **dataclasses.asdict(self.provenance),
-        }
-        partial = path.with_name(path.name + ".partial")
-        save_file(
-            {"thresholds": self.values.float().contiguous()},
-            partial,
-            {key: json.dumps(value) for key, value in metadata.items()},
-        )
-        partial.replace(path)
+        settings = {"k_values": self.k_values, "block_size": self.block_size}
+        write(Path(path), {"thresholds": self.values}, settings, self.provenance)
 
     @classmethod
     def load(cls, path: str | os.PathLike[str]) -> Thresholds:
@@ -169,16 +112,8 @@ class Thresholds:
 
     @classmethod
     def _load_safetensors(cls, path: Path) -> Thresholds:
-        try:
-            with safe_open(path, framework="pt") as file:
-                metadata = {key: json.loads(value) for key, value in (file.metadata() or {}).items()}
-                values = file.get_tensor("thresholds")
-            if metadata.pop("schema") != SCHEMA:
-                raise InputError(f"{path} is of another schema than {SCHEMA}; calibrate again")
-            k_values, block_size = (tuple(metadata.pop(key)) for key in ("k_values", "block_size"))
-            return cls(values, k_values, block_size, Provenance(**metadata))
-        except (SafetensorError, KeyError, TypeError, json.JSONDecodeError) as error:
-            raise InputError(f"{path} is not a threshold file, or is damaged ({error}); calibrate again") from error
+        [values], [k_values, block_size], origin = read(path, "threshold", ["thresholds"], ["k_values", "block_size"])
+        return cls(values, tuple(k_values), tuple(block_size), origin)
 
     @classmethod
     def _load_official(cls, path: Path) -> Thresholds:

@@ -1,4 +1,4 @@
-"""Calibration as an experiment: texts -> a threshold file in the results folder, made once."""
+"""Calibration as an experiment: texts -> a file in the results folder for every method that wants one, made once."""
 
 from __future__ import annotations
 
@@ -17,12 +17,12 @@ from omegaconf import DictConfig
 from safetensors import SafetensorError
 from transformers import PreTrainedTokenizerBase
 
-import bsfa
 from bsfa.errors import InputError
-from bsfa.thresholds import Thresholds
 from experiments import checks
+from experiments.config import members
 from experiments.models import Loaded, ModelSource
 from experiments.records import Store
+from experiments.rules import Rule, Table
 from experiments.tasks import text
 
 log = logging.getLogger(__name__)
@@ -31,7 +31,7 @@ MIXED = "mixed"
 
 @dataclass(frozen=True)
 class Calibration:
-    """Which texts, how long, and which ks.
+    """Which texts, how long, and BSFA's ks.
 
     Parameters
     ----------
@@ -63,17 +63,6 @@ class Calibration:
             known = ", ".join((*text.HAYSTACKS, MIXED))
             raise InputError(f"calibration.data={self.data} is none of {known}, nor a text file")
 
-    def check(self, k: int) -> None:
-        """Refuse a k that will not be calibrated.
-
-        Raises
-        ------
-        InputError
-        """
-        if k not in self.k_values:
-            known = ", ".join(map(str, self.k_values))
-            raise InputError(f"k={k} is not calibrated; calibration.k_values holds {known}")
-
     def identity(self) -> dict[str, Any]:
         """What tells these texts and this rule from others."""
         name = self.data if self.data in (*text.HAYSTACKS, MIXED) else Path(self.data).name
@@ -103,45 +92,53 @@ class Calibration:
 
 
 @dataclass(frozen=True)
-class ThresholdFile:
-    """The place of a calibration's thresholds in a store."""
+class CalibratedFile:
+    """The place of a calibration's table in a store."""
 
-    calibration: Calibration
+    rule: Rule
+    texts: Calibration
     identity: dict[str, Any]
     path: Path
 
     @classmethod
-    def of(cls, store: Store, calibration: Calibration, source: ModelSource) -> ThresholdFile:
-        identity = {"calibration": calibration.identity(), "model": source.identity()}
-        run = store.run("calibrate", identity)
-        return cls(calibration, identity, run.path / "thresholds.safetensors")
+    def of(cls, store: Store, rule: Rule, texts: Calibration, source: ModelSource) -> CalibratedFile:
+        identity = {"calibration": rule.identity(texts), "model": source.identity()}
+        return cls(rule, texts, identity, store.run("calibrate", identity).path / rule.file)
 
-    @property
-    def digest(self) -> str:
-        return self.path.parent.name
+    def calibration(self) -> dict[str, Any]:
+        """What a record says of it."""
+        return {"id": self.path.parent.name, **self.identity["calibration"]}
 
-    def load_or_make(self, loaded: Loaded) -> Thresholds:
-        """Read the file, or calibrate and write it."""
+    def load(self, loaded: Loaded) -> Any:
+        """What the method takes from the file, after calibrating and writing it where it is missing."""
         self.path.parent.mkdir(parents=True, exist_ok=True)
         with FileLock(self.path.parent / ".lock"):
             if not self.path.is_file():
-                log.info("calibrating on %s -> %s", self.calibration.data, self.path)
-                loaded.check_length(self.calibration.length, "calibration.length")
-                self._save(
-                    bsfa.calibrate(
-                        loaded.model,
-                        self.calibration.batches(loaded.tokenizer),
-                        list(self.calibration.k_values),
-                        data=str(self.calibration.data),
-                    )
-                )
-        return Thresholds.load(self.path)
+                log.info("calibrating on %s -> %s", self.texts.data, self.path)
+                loaded.check_length(self.texts.length, "calibration.length")
+                self._save(self.rule.make(loaded.model, self.texts.batches(loaded.tokenizer), self.texts))
+        return self.rule.load(self.path)
 
-    def _save(self, thresholds: Thresholds) -> None:
+    def _save(self, table: Table) -> None:
         try:
-            thresholds.save(self.path)
+            table.save(self.path)
         except (OSError, SafetensorError) as error:
             raise InputError(f"cannot write {self.path.resolve()}: {error}") from error
+
+
+@dataclass(frozen=True)
+class GivenFile:
+    """What a file of the user's holds."""
+
+    table: Any
+    origin: dict[str, Any]
+
+    def calibration(self) -> dict[str, Any]:
+        """What a record says of it."""
+        return self.origin
+
+    def load(self, loaded: Loaded) -> Any:
+        return self.table
 
 
 def calibrations(cfg: DictConfig) -> list[Calibration]:
@@ -151,14 +148,24 @@ def calibrations(cfg: DictConfig) -> list[Calibration]:
 
 
 def run(cfg: DictConfig) -> None:
-    """``python run.py experiment=calibrate``: write the threshold files and say where they are."""
+    """``python run.py experiment=calibrate``: write the files of the methods that want one, and say where they are.
+
+    Raises
+    ------
+    InputError
+        No method is calibrated.
+    """
     store = Store(Path(cfg.results))
     source: ModelSource = instantiate(cfg.model)
-    files = [ThresholdFile.of(store, calibration, source) for calibration in calibrations(cfg)]
+    rules = [instantiate(member.calibrated) for member in members(cfg) if "calibrated" in member]
+    if not rules:
+        raise InputError("no method of `method=` is calibrated; take bsfa, fisher_share or a group with one of them")
+    found = [CalibratedFile.of(store, rule, texts, source) for rule in rules for texts in calibrations(cfg)]
+    files = list({file.path: file for file in found}.values())
     missing = [file for file in files if not file.path.is_file()]
     if missing:
         loaded = source.load()
         for file in missing:
-            file.load_or_make(loaded)
+            file.load(loaded)
     for file in files:
-        log.info("thresholds calibrated on %s: %s", file.calibration.data, file.path)
+        log.info("%s calibrated on %s: %s", file.rule.entry, file.texts.data, file.path)

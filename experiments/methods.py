@@ -2,7 +2,8 @@
 
 ``method=NAME`` is one method; ``method=compare`` is a group of them under ``members``. A method's ``knob`` names the
 parameter that sets its strength; given a list there, the method is run once for each value. A method with a
-``thresholds`` entry is calibrated, once for each data set in ``calibration.data``.
+``calibrated`` entry, a rule of `experiments.rules`, is calibrated once for each data set in ``calibration.data``. A
+``name`` tells a method apart from itself with other settings, in labels and tables.
 """
 
 from __future__ import annotations
@@ -13,16 +14,18 @@ from dataclasses import dataclass
 from pathlib import Path
 from typing import Any
 
-from hydra.utils import get_class
+from hydra.utils import get_class, instantiate
 from omegaconf import DictConfig, ListConfig, OmegaConf
 
 from bsfa.errors import InputError
 from bsfa.methods import Method
-from bsfa.thresholds import Thresholds
-from experiments.calibrate import ThresholdFile, calibrations
-from experiments.config import plain
+from experiments.calibrate import CalibratedFile, GivenFile, calibrations
+from experiments.config import members, plain
 from experiments.models import Loaded, ModelSource
 from experiments.records import Store
+from experiments.rules import Rule
+
+ABOUT = ("_target_", "knob", "calibrated", "name")  # entries of a method's config that are no parameters of its class
 
 
 @dataclass(frozen=True)
@@ -33,16 +36,20 @@ class Variant:
     ----------
     config : DictConfig
         The method's own config, its knob a single value.
-    source : ThresholdFile or Thresholds, optional
+    source : CalibratedFile or GivenFile, optional
         What a calibrated method reads.
     """
 
     config: DictConfig
-    source: ThresholdFile | Thresholds | None = None
+    source: CalibratedFile | GivenFile | None = None
 
     @property
     def kind(self) -> type[Method]:
         return get_class(self.config._target_)
+
+    @property
+    def name(self) -> str:
+        return self.config.get("name") or self.kind.name
 
     @property
     def strength(self) -> str:
@@ -53,12 +60,12 @@ class Variant:
     def label(self) -> str:
         """What stands in logs: ``bsfa k=8 (prose)``."""
         data = self.calibration().get("data")
-        return " ".join(part for part in (self.kind.name, self.strength, f"({data})" if data else "") if part)
+        return " ".join(part for part in (self.name, self.strength, f"({data})" if data else "") if part)
 
     def identity(self) -> dict[str, Any]:
         """What tells this variant's records from others."""
         return {
-            "name": self.kind.name,
+            "name": self.name,
             "version": self.kind.version,
             "strength": self.strength,
             "parameters": {key: _by_content(value) for key, value in self._parameters().items()},
@@ -67,29 +74,25 @@ class Variant:
 
     def calibration(self) -> dict[str, Any]:
         """What the method was calibrated on; empty where it was not."""
-        match self.source:
-            case ThresholdFile() as file:
-                return {"id": file.digest, **file.identity["calibration"]}
-            case Thresholds(provenance=origin) as table:
-                return {"data": origin.data or "file", "data_hash": origin.data_hash, "digest": table.digest()}
-            case _:
-                return {}
+        return self.source.calibration() if self.source else {}
 
     def build(self, loaded: Loaded) -> Method:
-        """The method, calibrated first where its thresholds are missing."""
+        """The method, calibrated first where its table is missing."""
         make: Callable[..., Method] = self.kind
-        match self.source:
-            case ThresholdFile() as file:
-                return make(thresholds=file.load_or_make(loaded), **self._parameters())
-            case Thresholds() as table:
-                return make(thresholds=table, **self._parameters())
-            case _:
-                return make(**self._parameters())
+        parameters = self._parameters()
+        if self.source:
+            parameters[rule(self.config).entry] = self.source.load(loaded)
+        return make(**parameters)
 
     def _parameters(self) -> dict[str, Any]:
-        return {
-            key: value for key, value in plain(self.config).items() if key not in ("_target_", "knob", "thresholds")
-        }
+        """All but the table."""
+        others = {*ABOUT, rule(self.config).entry} if "calibrated" in self.config else ABOUT
+        return {key: value for key, value in plain(self.config).items() if key not in others}
+
+
+def rule(config: DictConfig) -> Rule:
+    """The rule that a method is calibrated by."""
+    return instantiate(config.calibrated)
 
 
 def _by_content(value: Any) -> Any:
@@ -107,12 +110,11 @@ def variants(cfg: DictConfig, store: Store, source: ModelSource) -> list[Variant
     InputError
         A k that is not calibrated, a threshold file that cannot be read.
     """
-    members = cfg.method.members.values() if "members" in cfg.method else [cfg.method]
     return [
-        Variant(single, threshold_source)
-        for member in members
+        Variant(single, file)
+        for member in members(cfg)
         for single in _strengths(member)
-        for threshold_source in _sources(single, cfg, store, source)
+        for file in _sources(single, cfg, store, source)
     ]
 
 
@@ -129,14 +131,14 @@ def _strengths(member: DictConfig) -> Iterator[DictConfig]:
 
 def _sources(
     single: DictConfig, cfg: DictConfig, store: Store, source: ModelSource
-) -> Iterator[ThresholdFile | Thresholds | None]:
-    if "thresholds" not in single:
+) -> Iterator[CalibratedFile | GivenFile | None]:
+    if "calibrated" not in single:
         yield None
-    elif single.thresholds:
-        table = Thresholds.load(single.thresholds)
-        table.select(single.k)
-        yield table
-    else:
-        for calibration in calibrations(cfg):
-            calibration.check(single.k)
-            yield ThresholdFile.of(store, calibration, source)
+        return
+    by = rule(single)
+    if single[by.entry]:
+        yield GivenFile(*by.given(Path(single[by.entry]), single))
+        return
+    for texts in calibrations(cfg):
+        by.check(texts, single)
+        yield CalibratedFile.of(store, by, texts, source)

@@ -2,6 +2,8 @@
 
 from __future__ import annotations
 
+import dataclasses
+
 import pytest
 import torch
 from hypothesis import given
@@ -11,7 +13,6 @@ from transformers import LlamaForCausalLM
 import bsfa
 from bsfa import Gate, InputError, attention, blockwise, cuda, flash_attn_func, flash_attn_varlen_func
 from bsfa.blocks import BlockGrid
-from bsfa.gates import ResolvedGate
 from bsfa.methods import Bsfa, Dense, RowShare, StreamingLLM
 from bsfa.packing import Packing
 from tests.conftest import tiny_config
@@ -60,11 +61,13 @@ def one_launch(q, k, v, cu_q, cu_k, max_q, max_k, *, gate, softmax_scale, causal
         grid = BlockGrid(n_q, n_k, causal)
         own = None
         if gate is not None:
-            columns = [min(max(0, grid.offset + 128 * i) // 128, gate.threshold.shape[1] - 1) for i in range(grid.n_q)]
-            own = ResolvedGate(
-                gate.threshold[:, columns], gate.relative, gate.relative_to, gate.order, gate.keep_diagonal,
-                gate.keep_first,
-            )  # fmt: skip
+            first = [max(0, grid.offset + 128 * i) // 128 for i in range(grid.n_q)]
+
+            def read(table: torch.Tensor, first: list[int] = first) -> torch.Tensor:
+                return table[:, [min(position, table.shape[1] - 1) for position in first]]
+
+            relative = read(gate.relative) if gate.relative is not None else None
+            own = dataclasses.replace(gate, threshold=read(gate.threshold), relative=relative)
         rows, keys = slice(starts_q[b], starts_q[b + 1]), slice(starts_k[b], starts_k[b + 1])
         out, lse, kept = blockwise.attention(
             q[None, rows], k[None, keys], v[None, keys], grid, softmax_scale=softmax_scale, gate=own, return_lse=True

@@ -10,10 +10,10 @@ import torch
 
 import bsfa
 from bsfa import InputError
-from bsfa.methods import Blasst, MInference
+from bsfa.methods import Blasst, BlasstFit, MInference
 from bsfa.model import ModelInfo
 from bsfa.patterns import A_SHAPE, BLOCK_SPARSE, VERTICAL_SLASH, Pattern, Patterns
-from bsfa.rivals import BlasstFit, fit_blasst, search_patterns
+from bsfa.rivals import fit_blasst, search_patterns
 
 INFO = ModelInfo("m", "f", 2, 2, 16, (torch.device("cpu"),) * 2)
 MIXED = Patterns(
@@ -44,8 +44,15 @@ def test_a_curve_with_no_two_points_cannot_be_fitted(tiny_model):
         fit_blasst(tiny_model, texts(1, 200), lambdas=(1e-9,), progress=False)
 
 
-def test_a_fit_is_an_exponential():
-    assert BlasstFit(2.0, 3.0).factor(0.5) == pytest.approx(2 * math.exp(1.5))
+def test_a_fit_is_an_exponential_and_a_file(tmp_path):
+    fit = BlasstFit(2.0, 3.0)
+    assert fit.factor(0.5) == pytest.approx(2 * math.exp(1.5))
+    fit.save(tmp_path / "new" / "fit.json")
+    assert BlasstFit.load(tmp_path / "new" / "fit.json") == fit
+    (tmp_path / "other.json").write_text("[1]")
+    for name, message in (("none.json", "cannot read"), ("other.json", "holds two numbers a and b")):
+        with pytest.raises(InputError, match=message):
+            BlasstFit.load(tmp_path / name)
 
 
 def test_the_search_takes_the_pattern_that_changes_a_head_least(tiny_model):

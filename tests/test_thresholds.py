@@ -8,7 +8,7 @@ import torch
 
 from bsfa import InputError, Thresholds
 from bsfa.model import ModelInfo
-from bsfa.thresholds import Provenance
+from bsfa.provenance import Provenance
 
 
 def model_info(**changes) -> ModelInfo:

@@ -11,8 +11,12 @@ it would have in one piece.
 
 from __future__ import annotations
 
+import dataclasses
+import json
 import math
+import os
 from dataclasses import dataclass
+from pathlib import Path
 from typing import ClassVar
 
 from bsfa.attention import Attended
@@ -60,3 +64,63 @@ class Blasst(Method):
             )
         relative = math.log(self.factor / keys)
         return call.attend(gate=Gate(relative=relative, order="ascending", keep_diagonal=False, keep_first=True))
+
+
+@dataclass(frozen=True)
+class BlasstFit:
+    """``factor = a * exp(b * skip ratio)``, what `bsfa.rivals.fit_blasst` fits."""
+
+    a: float
+    b: float
+
+    def factor(self, skip_ratio: float) -> float:
+        """The factor that skips this share of the blocks on texts like the calibration's."""
+        return self.a * math.exp(self.b * skip_ratio)
+
+    def save(self, path: str | os.PathLike[str]) -> None:
+        """Write a JSON file, whole or not at all."""
+        path = Path(path)
+        path.parent.mkdir(parents=True, exist_ok=True)
+        partial = path.with_name(path.name + ".partial")
+        partial.write_text(json.dumps(dataclasses.asdict(self)), encoding="utf-8")
+        partial.replace(path)
+
+    @classmethod
+    def load(cls, path: str | os.PathLike[str]) -> BlasstFit:
+        """Read a file of `save`.
+
+        Raises
+        ------
+        InputError
+            No such file, or one that holds something else.
+        """
+        try:
+            content = json.loads(Path(path).read_text(encoding="utf-8"))
+            return cls(float(content["a"]), float(content["b"]))
+        except OSError as error:
+            raise InputError(f"cannot read BLASST's fit {path}: {error.strerror}") from error
+        except (ValueError, TypeError, KeyError) as error:
+            raise InputError(f"{path} is no fit of BLASST's, which holds two numbers a and b") from error
+
+
+@dataclass(frozen=True)
+class FittedBlasst(Method):
+    """BLASST at the factor that a fit has for a wanted share of skipped blocks.
+
+    Parameters
+    ----------
+    fit : BlasstFit
+    skip : float
+        Above 0 and up to 1: on texts like the fit's, and of their length.
+    """
+
+    fit: BlasstFit
+    skip: float
+
+    name: ClassVar[str] = "blasst_fitted"
+
+    def __post_init__(self) -> None:
+        number("skip", self.skip, above=0, most=1)
+
+    def bind(self, model: ModelInfo) -> Attend:
+        return Blasst(self.fit.factor(self.skip)).bind(model)

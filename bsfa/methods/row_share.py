@@ -16,7 +16,7 @@ import math
 from dataclasses import dataclass
 from typing import ClassVar
 
-from bsfa.gates import Gate
+from bsfa.gates import Gate, RelativeTo
 from bsfa.methods.base import Attend, Method
 from bsfa.methods.parameters import number
 from bsfa.model import ModelInfo
@@ -31,9 +31,12 @@ class RowShare(Method):
     share : float
         Above 0 and up to 1: the attention weight, relative to what the row has kept so far, that an entry of a block
         has to reach for the block to be kept.
+    relative_to : {"lse", "max"}
+        What a row has kept so far: its log-sum-exp, or its maximum alone, for comparison.
     """
 
     share: float
+    relative_to: RelativeTo = "lse"
 
     name: ClassVar[str] = "row_share"
     packs: ClassVar[bool] = True
@@ -42,5 +45,5 @@ class RowShare(Method):
         number("share", self.share, above=0, most=1)
 
     def bind(self, model: ModelInfo) -> Attend:
-        gate = Gate(relative=math.log(self.share), relative_to="lse", order="sink", keep_first=True)
+        gate = Gate(relative=math.log(self.share), relative_to=self.relative_to, order="sink", keep_first=True)
         return lambda call: call.attend(gate=gate)

@@ -13,7 +13,7 @@ import run  # noqa: F401  registers the resolvers
 from bsfa import InputError
 from bsfa.methods import Method
 from experiments.calibrate import calibrations
-from experiments.methods import variants
+from experiments.methods import ABOUT, variants
 from experiments.models import ModelSource
 from experiments.records import Store
 
@@ -45,7 +45,8 @@ def test_every_option_composes_and_fits_the_class_it_names(option):
     OmegaConf.to_container(config, resolve=True)
     for part in targets(config):
         kind = get_class(part._target_)
-        settings = {key: value for key, value in part.items() if key not in ("_target_", "_convert_", "knob")}
+        about = ABOUT if issubclass(kind, Method) else ("_target_", "_convert_")
+        settings = {key: value for key, value in part.items() if key not in about}
         inspect.signature(kind).bind(**settings)
         if issubclass(kind, Method) and part.knob:
             assert part.knob in settings

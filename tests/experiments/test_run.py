@@ -20,7 +20,7 @@ from safetensors import SafetensorError
 from transformers import AutoConfig, AutoModelForCausalLM
 
 from bsfa import Thresholds
-from bsfa.thresholds import Provenance
+from bsfa.provenance import Provenance
 from experiments.models import ModelSource
 from experiments.records import Writer, read_samples
 from tests.experiments.conftest import CALIBRATION, KS, QUIET, SMALL, Ended, snapshot
@@ -246,7 +246,7 @@ def test_a_full_disk_under_the_thresholds_is_named(command, model_folder, tmp_pa
     def full(*_) -> None:
         raise SafetensorError("Error while serializing: I/O error: No space left on device (os error 28)")
 
-    monkeypatch.setattr("bsfa.thresholds.save_file", full)
+    monkeypatch.setattr("bsfa.provenance.save_file", full)
     arguments = (*CALIBRATION, "calibration.length=256", QUIET, f"results={tmp_path / 'r'}")
     ended = command("experiment=calibrate", f"model.path={model_folder}", *arguments)
     assert "No space left" in ended.error

@@ -1,0 +1,185 @@
+"""What a method is calibrated to, a class each: named by the method's config under ``calibrated``."""
+
+from __future__ import annotations
+
+import hashlib
+from abc import ABC, abstractmethod
+from dataclasses import dataclass
+from pathlib import Path
+from typing import TYPE_CHECKING, Any, ClassVar, Protocol
+
+import torch
+from omegaconf import DictConfig
+from transformers import PreTrainedModel
+
+import bsfa
+from bsfa import Cuts, Thresholds
+from bsfa.errors import InputError
+from bsfa.methods.blasst import BlasstFit
+from bsfa.methods.fisher_share import check_strength
+from bsfa.patterns import Patterns
+from bsfa.rivals import fit_blasst, search_patterns
+
+if TYPE_CHECKING:
+    from experiments.calibrate import Calibration
+
+SEARCHED_LENGTH = 30_000  # tokens at which the sizes of MInference's candidates cost about the same
+
+
+class Table(Protocol):
+    """What a calibration makes."""
+
+    def save(self, path: Path) -> None: ...
+
+
+class Rule(ABC):
+    """From texts to a table, and the table's file.
+
+    ``entry`` is the method's parameter that takes the table; in a config it holds a file of the user's, or null for one
+    that the harness makes. ``file`` is that one's name. ``version`` is part of a record's identity.
+    """
+
+    entry: ClassVar[str]
+    file: ClassVar[str]
+    version: ClassVar[int] = 1
+
+    def identity(self, calibration: Calibration) -> dict[str, Any]:
+        """What tells a calibration by this rule from others."""
+        texts = {key: value for key, value in calibration.identity().items() if key != "k_values"}
+        return texts | {"rule": {"name": self.entry, "version": self.version, **vars(self)}}
+
+    @abstractmethod
+    def check(self, calibration: Calibration, method: DictConfig) -> None:
+        """Refuse texts that are not for the rule, or a strength that they will not be calibrated for.
+
+        Raises
+        ------
+        InputError
+        """
+
+    @abstractmethod
+    def make(self, model: PreTrainedModel, texts: list[torch.Tensor], calibration: Calibration) -> Table: ...
+
+    @abstractmethod
+    def load(self, path: Path) -> Any:
+        """What the method takes, from a table's file.
+
+        Raises
+        ------
+        InputError
+            It is none.
+        """
+
+    def given(self, path: Path, method: DictConfig) -> tuple[Any, dict[str, Any]]:
+        """What the method takes, from a user's file, and what a record says of it.
+
+        Raises
+        ------
+        InputError
+            It is none, or not for the method's strength.
+        """
+        table = self.load(path)
+        return table, {"data": "file", "digest": hashlib.sha256(path.read_bytes()).hexdigest()[:16]}
+
+
+@dataclass(frozen=True)
+class ThresholdRule(Rule):
+    """BSFA's thresholds."""
+
+    entry: ClassVar[str] = "thresholds"
+    file: ClassVar[str] = "thresholds.safetensors"
+
+    def identity(self, calibration: Calibration) -> dict[str, Any]:
+        return calibration.identity()
+
+    def check(self, calibration: Calibration, method: DictConfig) -> None:
+        if method.k not in calibration.k_values:
+            known = ", ".join(map(str, calibration.k_values))
+            raise InputError(f"k={method.k} is not calibrated; calibration.k_values holds {known}")
+
+    def make(self, model: PreTrainedModel, texts: list[torch.Tensor], calibration: Calibration) -> Table:
+        return bsfa.calibrate(model, texts, list(calibration.k_values), data=calibration.data)
+
+    def load(self, path: Path) -> Thresholds:
+        return Thresholds.load(path)
+
+    def given(self, path: Path, method: DictConfig) -> tuple[Any, dict[str, Any]]:
+        table = self.load(path)
+        table.select(method.k)
+        return table, _origin(table)
+
+
+@dataclass(frozen=True)
+class CutsRule(Rule):
+    """The cuts of fisher_share.
+
+    Parameters
+    ----------
+    tail, samples : int
+        As in `bsfa.calibrate_cuts`.
+    """
+
+    tail: int = 192
+    samples: int = 8
+
+    entry: ClassVar[str] = "cuts"
+    file: ClassVar[str] = "cuts.safetensors"
+
+    def check(self, calibration: Calibration, method: DictConfig) -> None:
+        check_strength(method.kl, method.shared)
+        if calibration.length < self.tail:
+            raise InputError(
+                f"calibration.length={calibration.length} is under the {self.tail} tokens that fisher_share looks at; "
+                f"take longer texts, or method.calibrated.tail={calibration.length}"
+            )
+
+    def make(self, model: PreTrainedModel, texts: list[torch.Tensor], calibration: Calibration) -> Table:
+        return bsfa.calibrate_cuts(model, texts, tail=self.tail, samples=self.samples, data=calibration.data)
+
+    def load(self, path: Path) -> Cuts:
+        return Cuts.load(path)
+
+    def given(self, path: Path, method: DictConfig) -> tuple[Any, dict[str, Any]]:
+        check_strength(method.kl, method.shared)
+        table = self.load(path)
+        return table, _origin(table)
+
+
+@dataclass(frozen=True)
+class BlasstRule(Rule):
+    """BLASST's two scalars."""
+
+    entry: ClassVar[str] = "fit"
+    file: ClassVar[str] = "blasst.json"
+
+    def check(self, calibration: Calibration, method: DictConfig) -> None:
+        """Any text and any share will do."""
+
+    def make(self, model: PreTrainedModel, texts: list[torch.Tensor], calibration: Calibration) -> Table:
+        return fit_blasst(model, texts)
+
+    def load(self, path: Path) -> BlasstFit:
+        return BlasstFit.load(path)
+
+
+@dataclass(frozen=True)
+class PatternRule(Rule):
+    """MInference's pattern a head, from candidates of sizes in proportion to the texts' length."""
+
+    entry: ClassVar[str] = "patterns"
+    file: ClassVar[str] = "patterns.json"
+
+    def check(self, calibration: Calibration, method: DictConfig) -> None:
+        """Any text and any ratio will do."""
+
+    def make(self, model: PreTrainedModel, texts: list[torch.Tensor], calibration: Calibration) -> Table:
+        return search_patterns(model, texts, ratio=calibration.length / SEARCHED_LENGTH)
+
+    def load(self, path: Path) -> str:
+        Patterns.load(path)
+        return str(path)
+
+
+def _origin(table: Thresholds | Cuts) -> dict[str, Any]:
+    origin = table.provenance
+    return {"data": origin.data or "file", "data_hash": origin.data_hash, "digest": table.digest()}

@@ -1,0 +1,108 @@
+"""Methods that are calibrated by a rule: made once, kept beside the others, taken from a file of the user's."""
+
+from __future__ import annotations
+
+import json
+from collections.abc import Iterator
+from pathlib import Path
+from typing import Any
+
+import pytest
+
+from tests.experiments.conftest import QUIET, Ended, run_here
+
+SETTINGS = (
+    "experiment=fidelity",
+    "profile=quick",
+    "calibration.samples=2",
+    "calibration.length=512",
+    "streams.lengths=[640]",
+    "streams.samples=1",
+    "streams.tail=16",
+    QUIET,
+)
+CUTS = ("method=fisher_share", "method.calibrated.samples=2")
+
+
+def fidelity(model: Path, results: Path, *arguments: str) -> Ended:
+    return run_here(*SETTINGS, f"model.path={model}", f"results={results}", *arguments)
+
+
+def samples(results: Path) -> Iterator[dict[str, Any]]:
+    for file in sorted(results.glob("fidelity/*/samples.jsonl")):
+        yield from map(json.loads, file.read_text().splitlines())
+
+
+@pytest.fixture(scope="module")
+def results(tmp_path_factory, model_folder) -> Path:
+    """fisher_share at two budgets. Read only."""
+    folder = tmp_path_factory.mktemp("rules") / "results"
+    ended = fidelity(model_folder, folder, *CUTS, "method.kl=[0.001,0.1]")
+    assert ended.status == 0, ended.err
+    return folder
+
+
+def test_a_larger_budget_skips_more(results):
+    by_method = {sample["method"]: sample["skip_ratio"] for sample in samples(results)}
+    assert set(by_method) == {"fisher_share kl=0.001 (prose)", "fisher_share kl=0.1 (prose)"}
+    assert 0 < by_method["fisher_share kl=0.001 (prose)"] < by_method["fisher_share kl=0.1 (prose)"]
+
+
+def test_the_cuts_are_made_once_and_a_file_of_them_gives_the_same(results, model_folder, tmp_path):
+    [file] = results.glob("calibrate/*/cuts.safetensors")
+    written = file.stat().st_mtime_ns
+    ended = run_here(
+        *("experiment=calibrate", *CUTS, "profile=quick", "calibration.samples=2", "calibration.length=512", QUIET),
+        *(f"model.path={model_folder}", f"results={results}"),
+    )
+    assert str(file) in ended.out
+    assert file.stat().st_mtime_ns == written
+    assert fidelity(model_folder, tmp_path, *CUTS, "method.kl=0.1", f"method.cuts={file}").status == 0
+    assert not list(tmp_path.glob("calibrate/*"))
+    ours = [s for s in samples(results) if "kl=0.1" in s["method"]]
+    assert [(s["kl"], s["skip_ratio_by_head"]) for s in samples(tmp_path)] == [
+        (s["kl"], s["skip_ratio_by_head"]) for s in ours
+    ]
+
+
+@pytest.mark.parametrize(
+    ("method", "file"),
+    [
+        (("method=minference_searched", "method.ratio=0.01"), "patterns.json"),
+        (("method=blasst_fitted",), "blasst.json"),
+    ],
+)
+def test_rivals_are_calibrated_by_their_own_rules(model_folder, tmp_path, method, file):
+    ended = fidelity(model_folder, tmp_path, *method, "calibration.samples=1")
+    if file == "blasst.json":  # random weights skip too little for a curve
+        assert "BLASST's curve cannot be fitted" in ended.error
+        return
+    assert ended.status == 0, ended.err
+    assert list(tmp_path.glob(f"calibrate/*/{file}"))
+    assert {sample["calibration"]["data"] for sample in samples(tmp_path)} == {"prose"}
+
+
+def test_a_fit_of_blasst_is_read_from_a_file(model_folder, tmp_path):
+    file = tmp_path / "fit.json"
+    file.write_text('{"a": 2.0, "b": 3.0}')
+    ended = fidelity(model_folder, tmp_path / "r", "method=blasst_fitted", f"method.fit={file}")
+    assert ended.status == 0, ended.err
+    assert {sample["method"] for sample in samples(tmp_path / "r")} == {"blasst_fitted skip=0.5 (file)"}
+
+
+@pytest.mark.parametrize(
+    ("arguments", "message"),
+    [
+        ((*CUTS, "calibration.length=100"), "calibration.length=100 is under the 192 tokens"),
+        ((*CUTS, "method.kl=0"), "kl=0 must be a number above 0"),
+        ((*CUTS, "method.cuts=nowhere"), "no file of cuts at nowhere"),
+        ((*CUTS, "method.shared=[rows]"), "shared=rows is none of layers, heads, positions"),
+        (("method=dense", "experiment=calibrate"), "no method of `method=` is calibrated"),
+    ],
+)
+def test_what_makes_no_sense_is_refused(model_folder, results, tmp_path, arguments, message):
+    settings = [s for s in SETTINGS if not s.startswith(("streams", "experiment"))]
+    experiment = [] if "experiment=calibrate" in arguments else [s for s in SETTINGS if s not in settings]
+    ended = run_here(*experiment, *settings, f"model.path={model_folder}", f"results={tmp_path}", *arguments)
+    assert message in ended.error
+    assert not list(tmp_path.glob("calibrate/*/*.safetensors"))

@@ -1,0 +1,130 @@
+"""The file of cuts: what is chosen from it, what is refused."""
+
+from __future__ import annotations
+
+import itertools
+import math
+
+import pytest
+import torch
+from hypothesis import given, settings
+from hypothesis import strategies as st
+
+from bsfa import Cuts, InputError
+from bsfa.distance import class_rows, classes
+from bsfa.model import ModelInfo
+from bsfa.provenance import Provenance
+
+SHARES = (0.0, 0.1, 0.5)
+
+
+def cuts(kept: list, cost: list, shares=SHARES, edges=(2,), **changes) -> Cuts:
+    """From tables (shares, heads * classes) of one layer."""
+    shape = (len(shares), 1, -1, len(edges) + 1)
+    return Cuts(torch.tensor(kept).view(shape), torch.tensor(cost).view(shape), shares, edges, **changes)
+
+
+def ladder(seed: int) -> Cuts:
+    generator = torch.Generator().manual_seed(seed)
+    kept = torch.rand(6, 2, 3, 4, generator=generator).sort(0, descending=True).values * 100
+    cost = torch.rand(6, 2, 3, 4, generator=generator).sort(0).values ** 4
+    cost[0] = 0
+    return Cuts(kept, cost, (0.0, 0.01, 0.03, 0.1, 0.3, 1e30), (2, 4, 8))
+
+
+def test_the_cheapest_blocks_are_dropped_first():
+    found = cuts([[10.0, 10.0], [5.0, 5.0], [1.0, 1.0]], [[0.0, 0.0], [0.125, 0.25], [2.0, 0.75]])
+    for kl, levels in ((0.1, [0, 0]), (0.2, [1, 0]), (0.4, [1, 1]), (0.9, [1, 2]), (3.0, [2, 2])):
+        expected = torch.tensor([math.log(SHARES[n]) if n else -math.inf for n in levels])
+        assert torch.equal(found.select(kl).flatten(), expected), kl
+    assert found.skip_ratio(0.4) == pytest.approx(0.5)
+
+
+@settings(max_examples=20)
+@given(st.integers(0, 1000), st.lists(st.floats(1e-6, 10), min_size=2, max_size=5))
+def test_a_larger_budget_never_lowers_a_cut_and_is_never_overrun(seed, budgets):
+    found = ladder(seed)
+    ladders = torch.tensor([-math.inf, *map(math.log, found.shares[1:])])
+    tables = [found.select(kl) for kl in sorted(budgets)]
+    assert all((low <= high).all() for low, high in itertools.pairwise(tables))
+    for kl, table in zip(sorted(budgets), tables, strict=True):
+        level = torch.searchsorted(ladders, table)[None]
+        assert found.cost.gather(0, level).sum() <= kl * (1 + 1e-6)
+
+
+@pytest.mark.parametrize(("shared", "axes"), [(["layers"], [0]), (["heads", "layers"], [0, 1]), (["positions"], [2])])
+def test_shared_axes_have_one_cut_and_skip_no_more(shared, axes):
+    found = ladder(3)
+    table = found.select(0.5, shared)
+    for axis in axes:
+        assert (table == table.narrow(axis, 0, 1)).all()
+    assert table.unique().numel() > 1 or len(shared) == 2
+    assert found.skip_ratio(0.5, shared) <= found.skip_ratio(0.5)
+
+
+def test_a_class_that_no_text_reached_is_cut_as_the_one_before():
+    found = cuts([[10.0, 0.0], [5.0, 0.0], [1.0, 0.0]], [[0.0, 0.0], [0.1, 0.0], [2.0, 0.0]])
+    assert torch.equal(found.select(0.5), torch.full((1, 1, 2), math.log(0.1)))
+
+
+@given(st.integers(1, 40), st.lists(st.integers(1, 30), unique=True).map(sorted), st.integers(0, 127))
+def test_the_rows_of_a_class_are_its_blocks(n, edges, missing):
+    seqlen = 128 * n - missing
+    by_block = classes(n, edges).tolist()
+    distance = [n - 1 - i for i in range(n)]
+    assert by_block == [sum(d >= edge for edge in edges) for d in distance]
+    for c, rows in enumerate(class_rows(seqlen, edges)):
+        own = [i for i in range(n) if by_block[i] == c]
+        assert list(range(rows.start // 128, -(-rows.stop // 128))) == own
+    assert sum(rows.stop - rows.start for rows in class_rows(seqlen, edges)) == seqlen
+
+
+def test_a_saved_file_is_read_as_it_was(tmp_path):
+    origin = Provenance("m", "f", 1024, 4, data="prose")
+    written = Cuts(ladder(0).kept, ladder(0).cost, ladder(0).shares, ladder(0).edges, provenance=origin)
+    written.save(tmp_path / "new" / "cuts.safetensors")
+    read = Cuts.load(tmp_path / "new" / "cuts.safetensors")
+    assert torch.equal(read.kept, written.kept)
+    assert torch.equal(read.cost, written.cost)
+    assert (read.shares, read.edges, read.provenance) == (written.shares, written.edges, origin)
+    assert read.digest() == written.digest() != ladder(1).digest()
+
+
+def test_what_is_no_file_of_cuts_is_refused(tmp_path):
+    with pytest.raises(InputError, match="no file of cuts at"):
+        Cuts.load(tmp_path / "none")
+    (tmp_path / "torn").write_bytes(b"\x10\x00")
+    with pytest.raises(InputError, match="not a cuts file, or is damaged"):
+        Cuts.load(tmp_path / "torn")
+
+
+@pytest.mark.parametrize(
+    ("make", "message"),
+    [
+        (lambda: Cuts(torch.zeros(3, 2), torch.zeros(3, 2), SHARES, ()), "two tables"),
+        (lambda: cuts([[1.0] * 2] * 3, [[0.0] * 2] * 3, edges=()), None),
+        (lambda: cuts([[1.0] * 2] * 2, [[0.0] * 2] * 2, shares=(0.1, 0.2)), "must rise from 0"),
+        (lambda: cuts([[1.0] * 2] * 3, [[0.0] * 2] * 3, edges=(0,)), "edges=.* must rise, from 1"),
+        (lambda: cuts([[1.0] * 2] * 3, [[math.nan] * 2] * 3), "NaN"),
+        (lambda: ladder(0).select(0.1, ["rows"]), "shared=rows is none of layers, heads, positions"),
+    ],
+)
+def test_tables_without_sense_are_refused(make, message):
+    if message is None:
+        make()
+        return
+    with pytest.raises(InputError, match=message):
+        make()
+
+
+@pytest.mark.parametrize(
+    ("model", "message"),
+    [
+        (ModelInfo("m", "f", 4, 4, 16, (torch.device("cpu"),) * 2), "2 layers and 3 heads"),
+        (ModelInfo("m", "g", 3, 3, 16, (torch.device("cpu"),) * 2), "the weights differ"),
+    ],
+)
+def test_another_model_is_refused(model, message):
+    found = ladder(0)
+    with pytest.raises(InputError, match=message):
+        Cuts(found.kept, found.cost, found.shares, found.edges, provenance=Provenance("m", "f")).check(model)
