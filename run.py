@@ -2,27 +2,42 @@
 
 from __future__ import annotations
 
+import logging
 import sys
 from typing import NoReturn
 
 import hydra
 import torch
-from hydra.errors import InstantiationException
+from hydra.errors import CompactHydraException, InstantiationException
 from hydra.utils import get_method
 from omegaconf import DictConfig, OmegaConf
 from transformers.utils import logging as transformers_logging
 
 from bsfa import InputError
+from experiments import launchers
+from experiments.records import Busy
+
+log = logging.getLogger(__name__)
 
 OmegaConf.register_new_resolver("default_profile", lambda: "gpu" if torch.cuda.is_available() else "quick")
 OmegaConf.register_new_resolver("longest", max)
 
 
+OmegaConf.register_new_resolver("gpus", lambda: max(1, torch.cuda.device_count()))
+
+
 @hydra.main(version_base="1.3", config_path="conf", config_name="config")
-def main(cfg: DictConfig) -> None:
+def job(cfg: DictConfig) -> None:
     transformers_logging.set_verbosity_error()
     try:
+        launchers.check_mode()
+        if cfg.own_gpu:
+            launchers.own_gpu()
         get_method(cfg.experiment.runner)(cfg)
+    except Busy as error:  # in a sweep the other jobs go on, and so does the process that has the run
+        if not launchers.in_sweep():
+            _refuse(error)
+        log.warning("left to the process that has it: %s", error)
     except (InputError, NotImplementedError) as error:
         _refuse(error)
     except InstantiationException as error:  # Hydra's wrap around what a constructor raised
@@ -31,7 +46,17 @@ def main(cfg: DictConfig) -> None:
         _refuse(error.__cause__)
 
 
+def main() -> None:
+    try:
+        launchers.check(sys.argv[1:])
+    except InputError as error:
+        _refuse(error)
+    job()
+
+
 def _refuse(error: Exception) -> NoReturn:
+    if launchers.in_sweep():
+        raise CompactHydraException(f"error: {error}")  # travels to the process that launched the job
     print(f"error: {error}", file=sys.stderr)
     sys.exit(2)
 

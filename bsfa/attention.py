@@ -5,7 +5,6 @@ Everything public comes down to `attend`: `flash_attn_func`, the methods, the tr
 
 from __future__ import annotations
 
-import itertools
 import math
 from dataclasses import dataclass
 from typing import Literal, get_args
@@ -16,6 +15,7 @@ from bsfa import blockwise, cuda
 from bsfa.blocks import BlockGrid, BlockLists
 from bsfa.errors import InputError
 from bsfa.gates import Gate
+from bsfa.packing import Packing
 
 Backend = Literal["auto", "reference", "cuda"]
 BACKENDS: tuple[str, ...] = get_args(Backend)
@@ -156,13 +156,20 @@ def attend_varlen(
     q: torch.Tensor,
     k: torch.Tensor,
     v: torch.Tensor,
-    cu_seqlens_q: torch.Tensor,
-    cu_seqlens_k: torch.Tensor,
-    max_seqlen_q: int,
-    max_seqlen_k: int,
-    **options,
+    packing: Packing,
+    *,
+    causal: bool,
+    softmax_scale: float | None = None,
+    window_size: tuple[int, int] = (-1, -1),
+    softcap: float = 0.0,
+    gate: Gate | None = None,
+    return_lse: bool = False,
+    backend: Backend = "auto",
 ) -> Attended:
-    """`attend` over a packed batch: q (total_q, Hq, D), k and v (total_k, Hkv, D), options as there.
+    """`attend` over a packed batch: q (total_q, Hq, D), k and v (total_k, Hkv, D), the rest as there.
+
+    On the CUDA backend one launch serves all sequences, and cumulative lengths that lie on the GPU are not read, for
+    that would wait for it: as in flash-attn, they have to be right.
 
     Returns
     -------
@@ -171,31 +178,50 @@ def attend_varlen(
     Raises
     ------
     InputError
-        Cumulative lengths that do not run from 0 to the total, or a longest sequence that is not the longest.
+        As in `attend`; cumulative lengths that do not fit, see `Packing.spans`.
     """
     if not q.dim() == k.dim() == v.dim() == 3:
         raise InputError(f"packed q, k, v must be (total, heads, head size), got {q.dim()}, {k.dim()}, {v.dim()} axes")
-    queries = _spans("cu_seqlens_q", cu_seqlens_q, q.shape[0], max_seqlen_q)
-    keys = _spans("cu_seqlens_k", cu_seqlens_k, k.shape[0], max_seqlen_k)
-    if len(queries) != len(keys):
-        raise InputError(f"cu_seqlens_q is for {len(queries)} sequences, cu_seqlens_k for {len(keys)}")
-    parts = [attend(q[a][None], k[b][None], v[b][None], **options) for a, b in zip(queries, keys, strict=True)]
+    check_qkv(q[None], k[None], v[None])
+    scale = check_scale(q, softmax_scale)
+    if pick_backend(backend, q.device) == "reference":
+        options = {"causal": causal, "softmax_scale": scale, "window_size": window_size, "softcap": softcap}
+        spans = packing.spans(len(q), len(k))
+        return _one_by_one(q, k, v, spans, **options, gate=gate, return_lse=return_lse, backend="reference")
+    _check_cuda(q, window_size, softcap)
+    if packing.cu_seqlens_q.device.type == packing.cu_seqlens_k.device.type == "cpu":
+        packing.spans(len(q), len(k))
+    packing = packing.to(q.device)
+    with torch.no_grad():
+        out, lse, kept = cuda.attend_varlen(
+            q,
+            k,
+            v,
+            packing.cu_seqlens_q,
+            packing.cu_seqlens_k,
+            packing.max_seqlen_q,
+            packing.max_seqlen_k,
+            softmax_scale=scale,
+            causal=causal,
+            gate=gate.resolve_table(q.shape[1], q.device) if gate is not None else None,
+            return_lse=return_lse,
+            return_stats=True,
+        )
+    assert kept is not None  # it was asked for
+    total = packing.total(causal)[:, None].expand_as(kept)
+    return Attended(_forward_only(out, q, k, v), lse, SkipStats(kept, total))
+
+
+def _one_by_one(
+    q: torch.Tensor, k: torch.Tensor, v: torch.Tensor, spans: list[tuple[slice, slice]], **options
+) -> Attended:
+    parts = [attend(q[a][None], k[b][None], v[b][None], **options) for a, b in spans]
     lses = [part.lse[0] for part in parts if part.lse is not None]
     return Attended(
         torch.cat([part.out[0] for part in parts]),
         torch.cat(lses, dim=-1) if lses else None,
         SkipStats(torch.cat([part.stats.kept for part in parts]), torch.cat([part.stats.total for part in parts])),
     )
-
-
-def _spans(name: str, cumulative: torch.Tensor, total: int, longest: int) -> list[slice]:
-    bounds = cumulative.tolist()
-    lengths = [b - a for a, b in itertools.pairwise(bounds)]
-    if not lengths or bounds[0] != 0 or bounds[-1] != total or min(lengths) < 0:
-        raise InputError(f"{name} must rise from 0 to {total}, got {bounds}")
-    if max(lengths) > longest:
-        raise InputError(f"{name} holds a sequence of {max(lengths)}, longer than the stated {longest}")
-    return [slice(a, b) for a, b in itertools.pairwise(bounds)]
 
 
 class _ForwardOnly(torch.autograd.Function):
@@ -248,9 +274,8 @@ def check_qkv(q: torch.Tensor, k: torch.Tensor, v: torch.Tensor) -> None:
     ------
     InputError
     """
-    shapes = f"q {tuple(q.shape)}, k {tuple(k.shape)}, v {tuple(v.shape)}"
     if not q.dim() == k.dim() == v.dim() == 4:
-        raise InputError(f"q, k, v must be (batch, seqlen, heads, head size), got {shapes}")
+        raise InputError(f"q, k, v must be (batch, seqlen, heads, head size), got {_shapes(q, k, v)}")
     if not q.dtype == k.dtype == v.dtype:
         raise InputError(f"q, k, v must have one dtype, got {q.dtype}, {k.dtype}, {v.dtype}; cast them first")
     if q.dtype not in DTYPES:
@@ -258,11 +283,15 @@ def check_qkv(q: torch.Tensor, k: torch.Tensor, v: torch.Tensor) -> None:
     if not q.device == k.device == v.device:
         raise InputError(f"q, k, v must be on one device, got {q.device}, {k.device}, {v.device}; move them first")
     if k.shape != v.shape or q.shape[0] != k.shape[0]:
-        raise InputError(f"k and v must have one shape and q's batch size, got {shapes}")
+        raise InputError(f"k and v must have one shape and q's batch size, got {_shapes(q, k, v)}")
     if q.shape[3] != k.shape[3]:
-        raise InputError(f"q, k, v must have one head size, got {shapes}")
+        raise InputError(f"q, k, v must have one head size, got {_shapes(q, k, v)}")
     if k.shape[2] == 0 or q.shape[2] == 0 or q.shape[2] % k.shape[2]:
         raise InputError(f"query heads must be a multiple of KV heads, got {q.shape[2]} and {k.shape[2]}")
+
+
+def _shapes(q: torch.Tensor, k: torch.Tensor, v: torch.Tensor) -> str:
+    return f"q {tuple(q.shape)}, k {tuple(k.shape)}, v {tuple(v.shape)}"
 
 
 def check_scale(q: torch.Tensor, softmax_scale: float | None) -> float:

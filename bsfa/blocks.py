@@ -119,12 +119,14 @@ class BlockGrid:
             return descending
         return [0, *descending[:-1]]
 
-    def pick_thresholds(self, table: torch.Tensor) -> torch.Tensor:
-        """The columns of a threshold table (Hq, n_blocks) that this call's query blocks read: (Hq, n_q).
+    def pick(self, table: torch.Tensor) -> torch.Tensor:
+        """The columns of a table of cuts (Hq, n_blocks) that this call's query blocks read: (Hq, n_q).
 
         A query block reads its absolute position ``(offset + block_q * i) // block_q``, clamped to the table, so
         that a chunk of a prefill reads the rows it would read in one piece. No host synchronisation.
         """
+        if table.shape[1] == 1:
+            return table.expand(-1, self.n_q)
         first = self.offset // self.block_q
         if first >= 0 and first + self.n_q <= table.shape[1]:
             return table[:, first : first + self.n_q]

@@ -66,6 +66,12 @@ def calibrate(
     batches = list(token_batches)
     check_texts(model, batches)
     _check(ks, block_size)
+    info = describe(model)
+    if info.tp_size > 1:
+        raise InputError(
+            f"{info.name}: calibrate on a model that is not shared out by tensor parallelism (device_map='auto' "
+            "spreads a large one); its thresholds then serve any number of processes"
+        )
     recorder = _Recorder(ks)
     decoder = model.get_decoder()
     device = next(model.parameters()).device
@@ -73,8 +79,7 @@ def calibrate(
     with torch.inference_mode(), apply(model, recorder):
         for tokens in bar:
             decoder(input_ids=tokens.to(device), use_cache=False)
-    origin = Provenance.of(describe(model), batches, data)
-    return Thresholds(recorder.mean(), ks, block_size, origin)
+    return Thresholds(recorder.mean(), ks, block_size, Provenance.of(info, batches, data))
 
 
 def check_texts(model: PreTrainedModel, batches: Sequence[torch.Tensor]) -> None:

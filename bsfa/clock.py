@@ -15,7 +15,7 @@ class Clock(Protocol):
 
     name: str
 
-    def span(self): ...
+    def span(self, device: torch.device | None = None): ...
 
 
 class WallClock:
@@ -24,7 +24,7 @@ class WallClock:
     name = "cpu perf_counter"
 
     @contextmanager
-    def span(self) -> Iterator[Callable[[], float]]:
+    def span(self, device: torch.device | None = None) -> Iterator[Callable[[], float]]:
         """Yields a function that gives the span's seconds once the block is left."""
         ends: list[float] = []
         start = time.perf_counter()
@@ -33,12 +33,12 @@ class WallClock:
 
 
 class CudaClock:
-    """CUDA events on the current stream. Nothing waits until the seconds are asked for."""
+    """CUDA events on a device's current stream. Nothing waits until the seconds are asked for."""
 
     name = "cuda events"
 
     @contextmanager
-    def span(self) -> Iterator[Callable[[], float]]:
+    def span(self, device: torch.device | None = None) -> Iterator[Callable[[], float]]:
         """Yields a function that waits for the span's end and gives its seconds."""
         start, end = (torch.cuda.Event(enable_timing=True) for _ in range(2))
 
@@ -46,9 +46,10 @@ class CudaClock:
             end.synchronize()
             return start.elapsed_time(end) / 1e3
 
-        start.record()
+        stream = torch.cuda.current_stream(device)
+        start.record(stream)
         yield seconds
-        end.record()
+        end.record(stream)
 
 
 def clock_for(device: torch.device) -> Clock:

@@ -6,6 +6,7 @@ import torch
 
 from bsfa.attention import Attended, Backend, attend, attend_varlen
 from bsfa.gates import Gate
+from bsfa.packing import Packing
 
 
 def flash_attn_func(
@@ -109,7 +110,8 @@ def flash_attn_varlen_func(
     q : (total_q, Hq, D)
     k, v : (total_k, Hkv, D)
     cu_seqlens_q, cu_seqlens_k : int32 (B + 1,)
-        Cumulative sequence lengths, from 0 to the total.
+        Cumulative sequence lengths, from 0 to the total. On a GPU their values are not read, for that would wait for
+        it: as in flash-attn, wrong ones go unnoticed.
     max_seqlen_q, max_seqlen_k : int
         The longest sequence's.
 
@@ -122,10 +124,7 @@ def flash_attn_varlen_func(
         q,
         k,
         v,
-        cu_seqlens_q,
-        cu_seqlens_k,
-        max_seqlen_q,
-        max_seqlen_k,
+        Packing(cu_seqlens_q, cu_seqlens_k, max_seqlen_q, max_seqlen_k),
         causal=causal,
         softmax_scale=softmax_scale,
         window_size=window_size,

@@ -16,6 +16,7 @@ BSFA (arXiv 2512.07011) is ``Gate(threshold=table)``; BLASST (arXiv 2512.12087) 
 from __future__ import annotations
 
 import math
+from collections.abc import Callable
 from dataclasses import dataclass
 from typing import Literal, get_args
 
@@ -84,8 +85,24 @@ class Gate:
         InputError
             The gate was made for another number of heads.
         """
-        threshold = _per_block("threshold", self.threshold, grid, n_heads, device)
-        relative = _per_block("relative", self.relative, grid, n_heads, device) if self.is_relative else None
+        return self._resolved(grid.pick, n_heads, device)
+
+    def resolve_table(self, n_heads: int, device: torch.device) -> ResolvedGate:
+        """The gate of a call over packed sequences: whole tables, fp32 (Hq, n_blocks), which each of them reads by
+        absolute position, clamped to the last column.
+
+        Raises
+        ------
+        InputError
+            The gate was made for another number of heads.
+        """
+        return self._resolved(lambda table: table, n_heads, device)
+
+    def _resolved(
+        self, read: Callable[[torch.Tensor], torch.Tensor], n_heads: int, device: torch.device
+    ) -> ResolvedGate:
+        threshold = read(_table("threshold", self.threshold, n_heads, device))
+        relative = read(_table("relative", self.relative, n_heads, device)) if self.is_relative else None
         return ResolvedGate(threshold, relative, self.relative_to, self.order, self.keep_diagonal, self.keep_first)
 
     @property
@@ -99,8 +116,8 @@ class ResolvedGate:
 
     Attributes
     ----------
-    threshold : fp32 (Hq, n_q)
-    relative : fp32 (Hq, n_q), or None where the gate is absolute alone
+    threshold : fp32 (Hq, n_q); for packed sequences the whole table, (Hq, n_blocks)
+    relative : the same, or None where the gate is absolute alone
     """
 
     threshold: torch.Tensor
@@ -134,15 +151,11 @@ def _check_numbers(name: str, value: float | torch.Tensor) -> None:
         raise InputError(f"gate {name} holds NaN; use -inf to keep every block")
 
 
-def _per_block(
-    name: str, value: float | torch.Tensor, grid: BlockGrid, n_heads: int, device: torch.device
-) -> torch.Tensor:
-    """fp32 (Hq, n_q) on the device, with no wait for it."""
+def _table(name: str, value: float | torch.Tensor, n_heads: int, device: torch.device) -> torch.Tensor:
+    """fp32 (Hq, n_blocks) on the device, one column where all blocks are alike; with no wait for the device."""
     if not isinstance(value, torch.Tensor):
-        return torch.full((1, 1), value, device=device, dtype=torch.float32).expand(n_heads, grid.n_q)
+        return torch.full((1, 1), value, device=device, dtype=torch.float32).expand(n_heads, 1)
     if value.dim() and value.shape[0] != n_heads:
         raise InputError(f"gate {name} is for {value.shape[0]} heads, the call has {n_heads}")
     value = value.to(device, torch.float32)
-    if value.dim() == 2:
-        return grid.pick_thresholds(value)
-    return value.reshape(-1, 1).expand(n_heads, grid.n_q)
+    return value if value.dim() == 2 else value.reshape(-1, 1).expand(n_heads, 1)

@@ -82,7 +82,9 @@ class Kernel:
     arch : (major, minor) -> str
         What to compile it for there.
     threads : int
-        Of a CTA; one computes one query block of one head.
+        Of a CTA.
+    query_blocks : int
+        That a CTA computes, of heads that share K and V.
     shared_bytes : head size -> int
         Dynamic shared memory of a CTA.
     readable : (shape, strides, bytes an element) -> bool
@@ -96,6 +98,7 @@ class Kernel:
     serves: Callable[[int, int], bool]
     arch: Callable[[int, int], str]
     threads: int
+    query_blocks: int
     shared_bytes: Callable[[int], int]
     readable: Callable[[tuple[int, ...], tuple[int, ...], int], bool]
     arguments: Callable[[Tensor, Tensor, Tensor], Any]
@@ -110,7 +113,8 @@ class Kernel:
         """Put the kernel on the current stream of q's device."""
         driver, _ = nvrtc.bindings()
         call, device = arguments.call, q.device.index
-        grid = call.batch * call.q_heads * -(-call.q_length // BLOCK_Q)
+        shared = call.q_heads // call.kv_heads * -(-call.q_length // BLOCK_Q)  # query blocks over one K and V
+        grid = call.batch * call.kv_heads * -(-shared // self.query_blocks)
         pointer = ctypes.c_void_p(ctypes.addressof(arguments))
         with torch.cuda.device(device):
             kernel, shared_bytes = _load(self, device, q.dtype, q.shape[-1], mode)

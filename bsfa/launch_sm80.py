@@ -47,6 +47,7 @@ SM80 = Kernel(
     serves=lambda major, minor: major >= 8,
     arch=lambda major, minor: f"sm_{major}{minor}",
     threads=128,
+    query_blocks=1,
     shared_bytes=shared_bytes,
     readable=aligned,  # it reads 16 bytes at a time
     arguments=arguments,

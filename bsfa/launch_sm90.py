@@ -21,8 +21,7 @@ class Arguments(ctypes.Structure):
 
     _fields_ = (
         ("q", ctypes.c_uint64 * 16),
-        ("k_step", ctypes.c_uint64 * 16),
-        ("k_block", ctypes.c_uint64 * 16),
+        ("k", ctypes.c_uint64 * 16),
         ("v", ctypes.c_uint64 * 16),
         ("call", Call),
         ("padding", ctypes.c_int32 * 4),  # to the struct's alignment of 64
@@ -32,13 +31,13 @@ class Arguments(ctypes.Structure):
 def arguments(q: Tensor, k: Tensor, v: Tensor) -> Arguments:
     a = Arguments()
     maps = _tensor_maps(_view(q), _view(k), _view(v))
-    ctypes.memmove(ctypes.addressof(a), maps, len(maps))  # q, k_step, k_block, v come first
+    ctypes.memmove(ctypes.addressof(a), maps, len(maps))  # q, k, v come first
     return a
 
 
 def shared_bytes(head_size: int) -> int:
-    """`bsfa::Layout<D>`: Q, four steps of K, four blocks of V, a KiB for the rest, and one to align the start."""
-    return 2 * head_size * (128 + 4 * 128 + 4 * 64) + 1024 + 1024
+    """`bsfa::Layout<D>`: Q twice, six blocks of K, four of V, 1.5 KiB for the rest, and 1 KiB to align the start."""
+    return 2 * head_size * (2 * 128 + 6 * 64 + 4 * 64) + 1536 + 1024
 
 
 def readable(shape: tuple[int, ...], strides: tuple[int, ...], element: int) -> bool:
@@ -56,13 +55,11 @@ def _view(x: Tensor) -> View:
 
 @lru_cache(maxsize=4096)
 def _tensor_maps(q: View, k: View, v: View) -> bytes:
-    """The four maps at the head of `Arguments`. A pure function, so that a pointer seen before costs a look-up."""
-    panels = q[2][-1] // PANEL
-    boxes = ((q, BLOCK_Q, panels), (k, 2 * BLOCK_K, panels), (k, BLOCK_K, 1), (v, BLOCK_K, panels))
-    return b"".join(_tensor_map(*box) for box in boxes)
+    """The maps at the head of `Arguments`. A pure function, so that a pointer seen before costs a look-up."""
+    return b"".join(_tensor_map(*box) for box in ((q, BLOCK_Q), (k, BLOCK_K), (v, BLOCK_K)))
 
 
-def _tensor_map(view: View, rows: int, panels: int) -> bytes:
+def _tensor_map(view: View, rows: int) -> bytes:
     """A tensor map over (B, S, H, D) or (S, H, D): axes of 64 columns, rows, panels, heads, batch; 128-byte swizzle."""
     pointer, dtype, shape, strides = view
     batch, batch_stride = (shape[0], strides[0]) if len(shape) == 4 else (1, 0)
@@ -85,7 +82,7 @@ def _tensor_map(view: View, rows: int, panels: int) -> bytes:
         pointer,
         [driver.cuuint64_t(n) for n in sizes],
         [driver.cuuint64_t(n) for n in byte_strides],
-        [driver.cuuint32_t(n) for n in (PANEL, rows, panels, 1, 1)],
+        [driver.cuuint32_t(n) for n in (PANEL, rows, size // PANEL, 1, 1)],
         [driver.cuuint32_t(1)] * len(sizes),
         driver.CUtensorMapInterleave.CU_TENSOR_MAP_INTERLEAVE_NONE,
         driver.CUtensorMapSwizzle.CU_TENSOR_MAP_SWIZZLE_128B,
@@ -105,6 +102,7 @@ SM90A = Kernel(
     serves=lambda major, minor: major == 9,
     arch=lambda major, minor: "sm_90a",
     threads=384,
+    query_blocks=2,
     shared_bytes=shared_bytes,
     readable=readable,
     arguments=arguments,

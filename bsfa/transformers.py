@@ -12,6 +12,7 @@ from collections import defaultdict
 from collections.abc import Callable, Iterator
 from contextlib import contextmanager, nullcontext
 from dataclasses import dataclass, field
+from functools import lru_cache
 from typing import Any
 
 import torch
@@ -24,6 +25,8 @@ from bsfa.clock import Clock
 from bsfa.errors import InputError
 from bsfa.methods.base import Attend, Call, Method
 from bsfa.model import describe
+from bsfa.packing import Packing
+from bsfa.padding import Padding, attend_packed
 
 _serial = itertools.count()
 
@@ -94,7 +97,10 @@ def apply(
     """
     info = describe(model)
     applied = Applied()
-    adapter = _Adapter(method.bind(info), backend, clock, applied)
+    # A forward pass hands one mask, or two where some layers slide, to all of its layers: each is read once. As keys
+    # tensors count by identity.
+    padding, packing = lru_cache(maxsize=2)(Padding.of), lru_cache(maxsize=1)(Packing)
+    adapter = _Adapter(method.bind(info), method.packs, backend, clock, applied, padding, packing)
     name = f"bsfa-{next(_serial)}"  # and no more: one with "flash" in it would be looked up on the hub
     decoder = model.get_decoder()
     before = decoder.config._attn_implementation
@@ -127,7 +133,8 @@ def prefill_mask(
     Returns
     -------
     For a decode step SDPA's 4-D mask. For a prefill, None where every key counts and the last stands under the last
-    query; else a bool tensor (B, keys written so far), False at padding.
+    query; else a bool tensor (B, keys written so far), False at padding. For several sequences in a row an empty 1-D
+    one: their lengths come with the call.
 
     Raises
     ------
@@ -146,11 +153,13 @@ def prefill_mask(
             use_vmap=use_vmap,
             **rest,
         )
-    if use_vmap or not allow_is_causal_skip:
+    if use_vmap:
         raise NotImplementedError(
-            "bsfa serves causal masks with padding; this forward pass asks for a custom or packed one. "
+            "bsfa serves causal masks with padding; this forward pass asks for a custom one. "
             "Pass a 2-D attention_mask, one sequence a row"
         )
+    if not allow_is_causal_skip:  # transformers has seen position ids that start again
+        return torch.empty(0, dtype=torch.bool, device=rest.get("device", "cpu"))
     if int(kv_offset):
         raise NotImplementedError(
             f"a sliding-window cache has dropped its first {int(kv_offset)} keys; "
@@ -170,9 +179,12 @@ class _Adapter:
     """One method in the shape of transformers' attention interface."""
 
     attend: Attend
+    packs: bool
     backend: Backend
     clock: Clock | None
     applied: Applied
+    padding: Callable[[torch.Tensor, int], Padding]
+    packing: Callable[[torch.Tensor, torch.Tensor, int, int], Packing]
 
     def attention(
         self,
@@ -197,7 +209,7 @@ class _Adapter:
             raise NotImplementedError(
                 f"layer {layer} has attention sinks or a position bias, which bsfa does not serve"
             )
-        if attention_mask is not None and attention_mask.dim() != 2:
+        if attention_mask is not None and attention_mask.dim() not in (1, 2):
             raise NotImplementedError(
                 f"layer {layer}: a {attention_mask.dim()}-D attention mask; bsfa takes a 2-D padding mask (B, keys)"
             )
@@ -211,40 +223,39 @@ class _Adapter:
             softcap=softcap or 0.0,
             backend=self.backend,
         )
-        with self.clock.span() if self.clock else nullcontext() as seconds:
-            attended = self.attend(call) if attention_mask is None else _unpadded(self.attend, call, attention_mask)
+        with self.clock.span(query.device) if self.clock else nullcontext() as seconds:
+            if "cu_seq_lens_q" in rest or (attention_mask is not None and attention_mask.dim() == 1):
+                attended = self._packed(call, **rest)
+            elif attention_mask is not None:
+                attended = self.padding(attention_mask, call.q.shape[1]).attend(self.attend, self.packs, call)
+            else:
+                attended = self.attend(call)
         self.applied.stats[layer].append(attended.stats)
         if seconds:
             self.applied.seconds[layer].append(seconds)
         return attended.out, None
 
-
-def _unpadded(attend: Attend, call: Call, mask: torch.Tensor) -> Attended:
-    """One call a batch element, over its real tokens alone. Padding queries give 0.
-
-    The queries are the last columns of the mask (B, keys written); key slots past it are not written yet.
-    """
-    out = torch.zeros_like(call.q)
-    parts = []
-    first = mask.shape[1] - call.q.shape[1]
-    for b, real in enumerate(mask):
-        keys = real.nonzero().flatten()
-        queries = real[first:].nonzero().flatten()
-        part = attend(
-            Call(
-                call.layer,
-                call.q[b, queries][None],
-                call.k[b, keys][None],
-                call.v[b, keys][None],
-                call.softmax_scale,
-                call.window_size,
-                call.softcap,
-                call.backend,
+    def _packed(
+        self,
+        call: Call,
+        cu_seq_lens_q: torch.Tensor | None = None,
+        cu_seq_lens_k: torch.Tensor | None = None,
+        max_length_q: int | None = None,
+        max_length_k: int | None = None,
+        **rest,
+    ) -> Attended:
+        """Sequences one after the other in a batch of one, by the names that transformers' flash attention takes."""
+        if cu_seq_lens_q is None or cu_seq_lens_k is None or max_length_q is None or max_length_k is None:
+            raise NotImplementedError(
+                f"layer {call.layer}: position ids that start again say that the batch is packed; pass cu_seq_lens_q, "
+                "cu_seq_lens_k, max_length_q and max_length_k too (DataCollatorWithFlattening makes them), or a 2-D "
+                "attention_mask, one sequence a row"
             )
-        )
-        out[b, queries] = part.out[0]
-        parts.append(part.stats)
-    return Attended(out, None, SkipStats(torch.cat([p.kept for p in parts]), torch.cat([p.total for p in parts])))
+        if len(call.q) != 1:
+            raise InputError(f"a packed batch is one row of tokens, got {len(call.q)} rows")
+        packing = self.packing(cu_seq_lens_q, cu_seq_lens_k, int(max_length_q), int(max_length_k))
+        attended = attend_packed(self.attend, self.packs, call.packed(call.q[0], call.k[0], call.v[0], packing))
+        return Attended(attended.out[None], None, attended.stats)
 
 
 def _decode(

@@ -5,6 +5,7 @@ from __future__ import annotations
 import itertools
 import logging
 from collections.abc import Callable, Sequence
+from dataclasses import dataclass
 from typing import Any, ClassVar
 
 from hydra.utils import instantiate
@@ -12,9 +13,8 @@ from omegaconf import DictConfig
 
 import bsfa
 from bsfa.clock import Clock, clock_for
-from bsfa.methods import Method
-from experiments import environment
-from experiments.generation import generate
+from experiments import checks, environment
+from experiments.generation import check_batch, decode, prefill
 from experiments.statistics import summarise
 from experiments.sweep import Bench, Lane, Place, Subject, new_process, sweep
 from experiments.tasks.base import Sample, Task
@@ -24,17 +24,23 @@ log = logging.getLogger(__name__)
 
 def run(cfg: DictConfig) -> None:
     """``python run.py experiment=niah`` and its like."""
-    sweep(cfg, Prompts(instantiate(cfg.task)), cfg.task)
+    sweep(cfg, Prompts(instantiate(cfg.task), cfg.batch), cfg.task)
 
 
+@dataclass(frozen=True)
 class Prompts(Subject[Task]):
-    """A task's prompts, answered."""
+    """A task's prompts, answered, ``batch`` answers at a time."""
+
+    batch: int
 
     lengths_key: ClassVar[str] = "task.lengths"
     unit: ClassVar[str] = "answer"
 
+    def __post_init__(self) -> None:
+        checks.count("batch", self.batch)
+
     def bench(self, place: Place) -> Bench:
-        return Answers(self.samples, place)
+        return Answers(self.samples, place, self.batch)
 
     def summarise(self, samples: Sequence[dict[str, Any]]) -> dict[str, Any]:
         return summarise(samples)
@@ -46,9 +52,11 @@ class Prompts(Subject[Task]):
 class Answers(Bench):
     """A loaded model that answers a task's prompts."""
 
-    def __init__(self, task: Task, place: Place) -> None:
+    def __init__(self, task: Task, place: Place, batch: int) -> None:
+        check_batch(place.loaded.model, batch)
         self.task = task
         self.place = place
+        self.batch = batch
         self.clock: Clock = clock_for(place.device)
         self.process = new_process()
 
@@ -56,41 +64,56 @@ class Answers(Bench):
         cold = list(lanes)
         samples = self.task.make(self.place.loaded.tokenizer)
         for group, members in itertools.groupby(samples, key=lambda sample: sample.group):
-            for sample in members:
+            while together := list(itertools.islice(members, self.batch)):
                 for lane in lanes:
-                    if sample.id in lane.writer.done:
-                        continue
-                    if lane in cold:
-                        self._answer(sample, lane.method)
+                    missing = [sample for sample in together if sample.id not in lane.writer.done]
+                    if missing and lane in cold:
+                        self._records(missing[:1], lane)
                         cold.remove(lane)
-                    lane.writer.append(self._record(sample, lane))
-                    advance()
+                    for record in self._records(missing, lane):
+                        lane.writer.append(record)
+                        advance()
             log.info("%s: done", group)
 
-    def _record(self, sample: Sample, lane: Lane) -> dict[str, Any]:
+    def _records(self, samples: Sequence[Sample], lane: Lane) -> list[dict[str, Any]]:
+        """Read each prompt on its own, then decode the answers together."""
+        if not samples:
+            return []
+        model, tokenizer = self.place.loaded.model, self.place.loaded.tokenizer
         environment.reset_peak_memory(self.place.device)
-        answer, applied = self._answer(sample, lane.method)
-        return {
-            "id": sample.id,
-            "task": self.task.name,
-            **sample.cell,
-            "seed": sample.seed,
-            "prompt_hash": sample.prompt_hash,
-            "prompt_tokens": len(sample.tokens),
-            "prediction": answer.text,
-            "references": sample.references,
-            "score": self.task.score(answer.text, sample.references),
-            "skip_ratio": applied.skip_ratio(),
-            "skip_ratio_by_layer": [round(ratio, 4) for ratio in applied.skip_ratio_by_layer()],
-            "ttft_s": answer.ttft,
-            "attention_s": applied.attention_seconds(),
+        prompts, seen = [], []
+        for sample in samples:
+            with self._applied(lane) as applied:
+                prompts.append(prefill(model, sample.tokens, self.clock))
+            seen.append(applied)
+        with self._applied(lane):
+            answers = decode(model, tokenizer, prompts, max(sample.max_new_tokens for sample in samples))
+        shared = {
             "clock": self.clock.name,
             "process": self.process,
+            "batch": len(samples),
             "peak_memory_bytes": environment.peak_memory(self.place.device),
             **self.place.record(lane),
         }
+        return [
+            {
+                "id": sample.id,
+                "task": self.task.name,
+                **sample.cell,
+                "seed": sample.seed,
+                "prompt_hash": sample.prompt_hash,
+                "prompt_tokens": len(sample.tokens),
+                "prediction": answer,
+                "references": sample.references,
+                "score": sample.score(answer),
+                "skip_ratio": applied.skip_ratio(),
+                "skip_ratio_by_layer": [round(ratio, 4) for ratio in applied.skip_ratio_by_layer()],
+                "ttft_s": prompt.ttft(),
+                "attention_s": applied.attention_seconds(),
+                **shared,
+            }
+            for sample, answer, prompt, applied in zip(samples, answers, prompts, seen, strict=True)
+        ]
 
-    def _answer(self, sample: Sample, method: Method):
-        model, tokenizer = self.place.loaded.model, self.place.loaded.tokenizer
-        with bsfa.apply(model, method, backend=self.place.backend, clock=self.clock) as applied:
-            return generate(model, tokenizer, sample.tokens, self.task.max_new_tokens, self.clock), applied
+    def _applied(self, lane: Lane):
+        return bsfa.apply(self.place.loaded.model, lane.method, backend=self.place.backend, clock=self.clock)

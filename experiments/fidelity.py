@@ -14,7 +14,7 @@ from typing import Any, ClassVar
 import numpy as np
 import torch
 from hydra.utils import instantiate
-from omegaconf import DictConfig
+from omegaconf import DictConfig, OmegaConf
 
 import bsfa
 from bsfa.attention import Attended
@@ -22,13 +22,19 @@ from bsfa.methods import Dense, Method
 from bsfa.methods.base import Attend, Call
 from bsfa.model import ModelInfo
 from experiments.statistics import mean_interval
-from experiments.streams import Stream, Streams
+from experiments.streams import OWN, Stream, Streams
 from experiments.sweep import Bench, Lane, Place, Subject, sweep
+from experiments.tasks import folder
 
 
 def run(cfg: DictConfig) -> None:
-    """``python run.py experiment=fidelity``."""
-    sweep(cfg, Fidelity(instantiate(cfg.streams)), cfg.streams)
+    """``python run.py experiment=fidelity``; ``data.root=DIR`` adds the folder's texts to the sources."""
+    settings = cfg.streams
+    texts = folder.texts(cfg.data.root) if cfg.data.root else ()
+    if texts:
+        settings = OmegaConf.merge(settings, {"sources": list(dict.fromkeys([*settings.sources, OWN]))})
+    streams = instantiate(settings, _partial_=True)(texts=texts)  # in records by digest alone
+    sweep(cfg, Fidelity(streams), settings)
 
 
 class Fidelity(Subject[Streams]):

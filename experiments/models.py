@@ -3,6 +3,8 @@
 from __future__ import annotations
 
 import hashlib
+import json
+import os
 from dataclasses import dataclass
 from importlib import import_module
 from importlib.metadata import PackageNotFoundError, version
@@ -11,11 +13,14 @@ from typing import Any
 
 import torch
 from safetensors import SafetensorError
-from transformers import AutoModelForCausalLM, AutoTokenizer, PreTrainedModel, PreTrainedTokenizerBase
+from transformers import AutoConfig, AutoModelForCausalLM, AutoTokenizer, PreTrainedModel, PreTrainedTokenizerBase
 
 from bsfa.errors import InputError
+from experiments import random_weights
 
 DIGESTED_BYTES = 1 << 16  # at the start, the middle and the end of each file: enough to tell two models apart
+AUTO, TP = "auto", "tp"
+INITS = ("pretrained", "random")
 DTYPES = {"float32": torch.float32, "bfloat16": torch.bfloat16, "float16": torch.float16}
 
 
@@ -46,13 +51,19 @@ class ModelSource:
         Stands in tables, where ``path`` does not name another model.
     dtype : {"float32", "bfloat16", "float16"}
     device : str
-        A torch device.
+        A torch device; ``auto``: the layers spread over all GPUs, by accelerate; ``tp``: tensor parallelism over the
+        processes of torchrun.
     path : str, optional
         A hub id or a local folder, of safetensors or with one GGUF file. It overrides ``package``.
     package : str, optional
         A Python distribution that holds one GGUF file.
     revision : str, optional
         A commit, tag or branch on the hub.
+    init : {"pretrained", "random"}
+        Random weights are for time and memory. They take the configuration alone, of ``path`` or ``shape``.
+    shape : dict, optional
+        A configuration written out, ``model_type`` and what `transformers.AutoConfig.for_model` takes beside it, for
+        random weights without any file.
     """
 
     name: str
@@ -61,26 +72,56 @@ class ModelSource:
     path: str | None = None
     package: str | None = None
     revision: str | None = None
+    init: str = "pretrained"
+    shape: dict[str, Any] | None = None
 
     def __post_init__(self) -> None:
+        if self.init not in INITS:
+            raise InputError(f"model.init={self.init} is none of {', '.join(INITS)}")
+        if self.init == "pretrained" and self.shape and not self.path:
+            raise InputError(f"model {self.name} is a shape without weights: model.init=random, or model.path=DIR")
+        if self.init == "random" and not (self.shape or self.path):
+            raise InputError("model.init=random takes a model's configuration from model.path or model.shape")
         if self.dtype not in DTYPES:
             raise InputError(f"model.dtype={self.dtype} is none of {', '.join(DTYPES)}")
+        if self.device in (AUTO, TP) and self.init == "random":
+            raise InputError("model.init=random makes a model on one device: model.device=cuda or cpu")
+        if self.device == TP and "WORLD_SIZE" not in os.environ:
+            raise InputError("model.device=tp is for the processes of torchrun: torchrun --nproc-per-node 2 run.py ...")
         try:
-            kind = torch.device(self.device).type
+            kind = self.torch_device.type
         except RuntimeError as error:
             raise InputError(f"model.device={self.device} is no torch device, such as cpu or cuda") from error
         if kind == "cuda" and not torch.cuda.is_available():
             raise InputError(f"device {self.device}: this machine has no CUDA GPU; use profile=quick")
 
     @property
+    def torch_device(self) -> torch.device:
+        """Where prompts go and answers come from."""
+        if self.device not in (AUTO, TP):
+            return torch.device(self.device)
+        if not torch.cuda.is_available():
+            return torch.device("cpu")
+        return torch.device("cuda", int(os.environ["LOCAL_RANK"]) if self.device == TP else 0)
+
+    @property
+    def processes(self) -> int:
+        """Over which the model is shared out."""
+        return int(os.environ["WORLD_SIZE"]) if self.device == TP else 1
+
+    @property
     def label(self) -> str:
-        return Path(self.path).name if self.path else self.name
+        name = Path(self.path).name if self.path else self.name
+        return name if self.init == "pretrained" or name.endswith("random") else f"{name}-random"
 
     def identity(self) -> dict[str, Any]:
         """What tells this model from another, found without loading it; the device is no part of it."""
-        return {"name": self.label, "dtype": self.dtype, **self._origin()}
+        init = {} if self.init == "pretrained" else {"init": self.init, "seed": random_weights.SEED}
+        return {"name": self.label, "dtype": self.dtype, **init, **self._origin()}
 
     def _origin(self) -> dict[str, str]:
+        if not self.path and self.shape:
+            return {"shape": hashlib.sha256(json.dumps(self.shape, sort_keys=True).encode()).hexdigest()[:16]}
         if not self.path:
             return {"package": f"{self.package}=={self._package_version()}"}
         folder = Path(self.path)
@@ -114,17 +155,35 @@ class ModelSource:
         InputError
             Nothing at the path, no access to it, no network.
         """
+        if self.shape and not self.path:
+            config = AutoConfig.for_model(**self.shape)
+            made = random_weights.build(config, DTYPES[self.dtype], self.device)
+            return Loaded(made, random_weights.characters(config))
         where, options = self._files()
         try:
             tokenizer = AutoTokenizer.from_pretrained(where, **options)
-            model: Any = AutoModelForCausalLM.from_pretrained(where, dtype=DTYPES[self.dtype], **options)
+            if self.init == "random":
+                config = AutoConfig.from_pretrained(where, **options)
+                return Loaded(random_weights.build(config, DTYPES[self.dtype], self.device), tokenizer)
+            placed = self._placed()
+            model: Any = AutoModelForCausalLM.from_pretrained(where, dtype=DTYPES[self.dtype], **placed, **options)
         except (OSError, ValueError, SafetensorError) as error:
             reason = str(error).strip().splitlines()[0]
             raise InputError(
                 f"cannot load the model {where}: {reason} A gated model wants `hf auth login` or HF_TOKEN; "
                 "without network use model.path=DIR"
             ) from error
-        return Loaded(model.to(self.device).eval(), tokenizer)
+        return Loaded((model if placed else model.to(self.device)).eval(), tokenizer)
+
+    def _placed(self) -> dict[str, Any]:
+        """What `from_pretrained` takes to put the weights where they go; nothing where they are moved afterwards."""
+        if self.device == AUTO:
+            return {"device_map": "auto"}
+        if self.device != TP:
+            return {}
+        from transformers.distributed import DistributedConfig
+
+        return {"distributed_config": DistributedConfig(tp_plan="auto")}
 
     def _files(self) -> tuple[str, dict[str, str]]:
         """What `from_pretrained` takes: a path or hub id, and its options."""

@@ -27,6 +27,10 @@ SCHEMA = 1
 ID_DIGITS = 12
 
 
+class Busy(InputError):
+    """Another process is writing a run."""
+
+
 @dataclass(frozen=True)
 class Store:
     """A results folder.
@@ -77,8 +81,10 @@ class Run:
 
         Raises
         ------
+        Busy
+            Another process is writing it.
         InputError
-            Another process is writing it, a damaged record, no space left.
+            A damaged record, no space left.
         """
         with _full_disk_says_where(self.path), self._locked():
             _write_whole(self.path / "config.yaml", yaml.safe_dump(self.config, sort_keys=False))
@@ -96,7 +102,7 @@ class Run:
         try:
             lock.acquire()
         except Timeout as error:
-            raise InputError(f"another process is writing {self.path}; wait for it, or use results=DIR") from error
+            raise Busy(f"another process is writing {self.path}; wait for it, or use results=DIR") from error
         try:
             yield
         finally:

@@ -4,7 +4,7 @@ from __future__ import annotations
 
 import hashlib
 import json
-from collections.abc import Iterator
+from collections.abc import Collection, Iterator
 from dataclasses import dataclass
 from pathlib import Path
 from typing import Any
@@ -32,18 +32,31 @@ class Section:
         For file names.
     samples : DataFrame
         One row a sample, with the columns of `METHOD`.
+    task, model, device : str
+        Their names.
     """
 
     title: str
     name: str
     samples: pd.DataFrame
+    task: str
+    model: str
+    device: str
 
 
-def sections(root: Path, experiment: str) -> list[Section]:
-    """The sections of an experiment, in a fixed order. Where a run was made by several versions, the newest counts."""
+def sections(root: Path, experiment: str, sizes: Collection[str] = ()) -> list[Section]:
+    """The sections of an experiment, in a fixed order. Where a run was made by several versions, the newest counts.
+
+    Parameters
+    ----------
+    sizes : collection of str
+        Settings of the task that say which of its samples a run has and change none of them: runs that differ in these
+        alone are of one section.
+    """
     groups: dict[str, list[tuple[dict[str, Any], list[dict[str, Any]]]]] = {}
     for config, samples in read_runs(root, experiment):
-        shared = {key: config[key] for key in ("task", "model", "backend")}
+        shared = {key: config[key] for key in ("model", "backend")}
+        shared["task"] = {key: value for key, value in config["task"].items() if key not in sizes}
         groups.setdefault(json.dumps(shared, sort_keys=True), []).append((config, samples))
     return [_section(hashlib.sha256(key.encode()).hexdigest()[:6], groups[key]) for key in sorted(groups)]
 
@@ -68,25 +81,33 @@ def _section(digest: str, runs: list[tuple[dict[str, Any], list[dict[str, Any]]]
     joined.loc[alike, "calibration"] = (joined["calibration"] + " #" + joined["settings"]).str.strip()
     model, task = runs[0][0]["model"], runs[0][0]["task"]
     devices = ", ".join(sorted(joined["device"].unique()))
-    lengths = ", ".join(map(str, task["lengths"]))
-    title = f"{task['name']} at {lengths} tokens, {model['name']}, {model['dtype']}, {devices}"
-    return Section(title, f"{task['name']}-{model['name']}-{digest}", joined)
+    lengths = ", ".join(map(str, sorted({length for config, _ in runs for length in config["task"]["lengths"]})))
+    protocol = f" (protocol {task['protocol']})" if "protocol" in task else ""
+    title = f"{task['name']}{protocol} at {lengths} tokens, {model['name']}, {model['dtype']}, {devices}"
+    return Section(title, f"{task['name']}-{model['name']}-{digest}", joined, task["name"], model["name"], devices)
 
 
-def table(section: Section, by: list[str]) -> pd.DataFrame:
+def table(section: Section, by: list[str], weak: float = GOOD_ENOUGH) -> pd.DataFrame:
     """One row a method and cell.
 
     Parameters
     ----------
     by : list of str
         Columns of a sample that make a cell, such as haystack and length.
+    weak : float
+        The dense score under which a cell is marked.
 
     Returns
     -------
     DataFrame with n, score and its 95% interval, the paired difference to dense with its interval, skip ratio, TTFT
     quartiles in seconds, TTFT speed-up over each dense baseline in the same process, and ``weak_dense``.
     """
-    frame = pd.DataFrame(_rows(section.samples, by))
+    frame = pd.DataFrame(_rows(section.samples, by, weak))
+    return ordered(frame, by)
+
+
+def ordered(frame: pd.DataFrame, by: list[str]) -> pd.DataFrame:
+    """Rows by cell, the baselines first, then by method, calibration and strength."""
     place = frame[[*by, "method", "calibration", "strength"]].assign(
         method=frame["method"].map(lambda name: (name not in BASELINES, name)),
         strength=frame["strength"].map(_number),
@@ -94,48 +115,52 @@ def table(section: Section, by: list[str]) -> pd.DataFrame:
     return frame.loc[place.sort_values(list(place.columns)).index].reset_index(drop=True)
 
 
-def _rows(samples: pd.DataFrame, by: list[str]) -> Iterator[dict[str, Any]]:
-    baselines = {name: samples[samples["method"] == name].set_index("id") for name in BASELINES}
+def _rows(samples: pd.DataFrame, by: list[str], weak: float) -> Iterator[dict[str, Any]]:
+    baselines = {name: samples[samples["method"] == name] for name in BASELINES}
     for key, cell in samples.groupby([*METHOD, *by], sort=False, dropna=False):
-        low, high = mean_interval(cell["score"])
+        answers = cell.drop_duplicates("id")  # runs of one section may share samples
+        low, high = mean_interval(answers["score"])
         q25, median, q75 = quartiles(cell["ttft_s"])
         yield {
             **dict(zip([*METHOD, *by], key, strict=True)),
-            "n": len(cell),
-            "score": cell["score"].mean(),
+            "n": len(answers),
+            "score": answers["score"].mean(),
             "score_low": low,
             "score_high": high,
-            **_against_dense(cell, baselines["dense"]),
-            "skip_ratio": cell["skip_ratio"].mean(),
+            **_against_dense(answers, baselines["dense"], weak),
+            "skip_ratio": answers["skip_ratio"].mean(),
             "ttft_q25_s": q25,
             "ttft_median_s": median,
             "ttft_q75_s": q75,
-            **{f"speedup_over_{name}": _speedup(cell, base) for name, base in baselines.items()},
+            **{f"speedup_over_{name}": speedup(cell, base) for name, base in baselines.items()},
         }
 
 
-def _against_dense(cell: pd.DataFrame, dense: pd.DataFrame) -> dict[str, Any]:
-    paired = cell[cell["id"].isin(dense.index)]
-    if paired.empty:
-        return dict.fromkeys(("dense_score", "difference", "difference_low", "difference_high")) | {"weak_dense": False}
-    base = dense.loc[paired["id"], "score"]
-    low, high = paired_interval(paired["score"], base)
+def paired(cell: pd.DataFrame, dense: pd.DataFrame) -> pd.DataFrame:
+    """The answers that dense attention gave too, each once, with its score as ``dense_score``."""
+    theirs = dense.drop_duplicates("id").set_index("id")["score"].rename("dense_score")
+    return cell.drop_duplicates("id").join(theirs, on="id", how="inner")
+
+
+def _against_dense(cell: pd.DataFrame, dense: pd.DataFrame, weak: float) -> dict[str, Any]:
+    both = paired(cell, dense)
+    if both.empty:
+        nothing = dict.fromkeys(("dense_score", "difference", "difference_low", "difference_high"), np.nan)
+        return nothing | {"weak_dense": False}
+    low, high = paired_interval(both["score"], both["dense_score"])
     return {
-        "dense_score": base.mean(),
-        "difference": paired["score"].mean() - base.mean(),
+        "dense_score": both["dense_score"].mean(),
+        "difference": both["score"].mean() - both["dense_score"].mean(),
         "difference_low": low,
         "difference_high": high,
-        "weak_dense": bool(base.mean() < GOOD_ENOUGH),
+        "weak_dense": bool(both["dense_score"].mean() < weak),
     }
 
 
-def _speedup(cell: pd.DataFrame, base: pd.DataFrame) -> float | None:
+def speedup(cell: pd.DataFrame, base: pd.DataFrame) -> float | None:
     """Median ratio of the baseline's TTFT to the method's, over samples that one process ran through both."""
-    paired = cell[cell["id"].isin(base.index)]
-    theirs = base.loc[paired["id"]]
-    same = paired["process"].to_numpy() == theirs["process"].to_numpy()
-    ratios = theirs["ttft_s"].to_numpy()[same] / paired["ttft_s"].to_numpy()[same]
-    return float(np.median(ratios)) if len(ratios) else None
+    both = cell.merge(base, on=["id", "process"], suffixes=("", "_base"))
+    return float((both["ttft_s_base"] / both["ttft_s"]).median()) if len(both) else None
 
 
 def _number(strength: str) -> float:

@@ -2,7 +2,7 @@
 
 from __future__ import annotations
 
-from collections.abc import Sequence
+from collections.abc import Callable, Sequence
 from typing import Any
 
 import numpy as np
@@ -27,6 +27,33 @@ def paired_interval(scores: Sequence[float], baseline: Sequence[float]) -> tuple
     return _bootstrap(np.asarray(scores, dtype=float) - np.asarray(baseline, dtype=float))
 
 
+def stratified_interval(
+    strata: Sequence[np.ndarray], statistic: Callable[[np.ndarray], np.ndarray]
+) -> tuple[float, float]:
+    """Bootstrap interval of a statistic of the mean of several strata's means, such as tasks'.
+
+    Parameters
+    ----------
+    strata : sequence of fp64 (n, columns)
+        One row a sample; samples are drawn again within their stratum.
+    statistic : function
+        From means (resamples, columns) to (resamples,).
+
+    Returns
+    -------
+    NaN where a stratum has a single sample and so no spread to be seen, or where the statistic is NaN for some draw.
+    """
+    if min(map(len, strata)) < 2:
+        return float("nan"), float("nan")
+    random = np.random.default_rng(0)
+    means = np.mean([s[random.integers(len(s), size=(RESAMPLES, len(s)))].mean(1) for s in strata], axis=0)
+    found = statistic(means)
+    if np.isnan(found).any():
+        return float("nan"), float("nan")
+    low, high = np.percentile(found, (50 * (1 - LEVEL), 50 * (1 + LEVEL)))
+    return float(low), float(high)
+
+
 def _bootstrap(values: np.ndarray) -> tuple[float, float]:
     if len(values) < 2 or np.ptp(values) == 0.0:
         return float(values.mean()), float(values.mean())
@@ -43,7 +70,7 @@ def quartiles(values: Sequence[float]) -> tuple[float, float, float]:
 
 
 def summarise(samples: Sequence[dict[str, Any]]) -> dict[str, Any]:
-    """One run in numbers: all samples together, then each cell (haystack and length).
+    """One run in numbers: all samples together, then each cell (task, haystack and length).
 
     Returns
     -------
@@ -51,7 +78,7 @@ def summarise(samples: Sequence[dict[str, Any]]) -> dict[str, Any]:
     list of the same with the cell's names.
     """
     frame = pd.DataFrame(samples)
-    keys = [key for key in ("haystack", "length") if key in frame]
+    keys = [key for key in ("protocol", "task", "haystack", "length") if key in frame]
     cells = [
         dict(zip(keys, name if isinstance(name, tuple) else (name,), strict=True)) | _numbers(cell)
         for name, cell in frame.groupby(keys, sort=True)

@@ -12,7 +12,9 @@ from transformers import PreTrainedTokenizerBase
 
 from bsfa.errors import InputError
 from experiments import checks
-from experiments.tasks import text
+from experiments.tasks import folder, text
+
+OWN = "data"  # the source that is the user's folder, data.root
 
 
 @dataclass(frozen=True)
@@ -32,7 +34,7 @@ class Stream:
 
 @dataclass(frozen=True)
 class Streams:
-    """A grid of sources x lengths x samples, from the half of the text that nothing is calibrated on.
+    """A grid of sources x lengths x samples, from text that nothing is calibrated on.
 
     Parameters
     ----------
@@ -42,9 +44,11 @@ class Streams:
         Texts a (source, length).
     tail : int
         Tokens at the end of a text over which distributions are compared.
-    sources : sequence of {"prose", "noise"}
+    sources : sequence of {"prose", "noise", "data"}
     seed : int
         Text number n of the grid is drawn from seed + n.
+    texts : sequence of str
+        What the source ``data`` is made of.
     """
 
     lengths: Sequence[int]
@@ -52,6 +56,7 @@ class Streams:
     tail: int
     sources: Sequence[str] = text.HAYSTACKS
     seed: int = 0
+    texts: Sequence[str] = ()
 
     name: ClassVar[str] = "fidelity"
     version: ClassVar[int] = 1
@@ -63,9 +68,12 @@ class Streams:
         if self.tail >= min(self.lengths):
             raise InputError(f"streams.tail={self.tail} must be under the shortest of streams.lengths={self.lengths}")
         if not self.sources:
-            raise InputError(f"streams.sources must hold one of {', '.join(text.HAYSTACKS)}")
+            raise InputError(f"streams.sources must hold one of {', '.join((*text.HAYSTACKS, OWN))}")
+        if OWN in self.sources and not self.texts:
+            raise InputError(f"streams.sources holds {OWN}: data.root=DIR says which folder that is")
         for source in self.sources:
-            text.sentences(source, "evaluate")
+            if source != OWN:
+                text.sentences(source, "evaluate")
 
     def ids(self) -> list[str]:
         return [f"{source}-{length}-{n}" for source, length, n in self._grid()]
@@ -74,14 +82,21 @@ class Streams:
         return max(self.lengths)
 
     def data(self) -> dict[str, str]:
-        return {source: text.digest(source, "evaluate") for source in self.sources}
+        return {
+            source: folder.digest(self.texts) if source == OWN else text.digest(source, "evaluate")
+            for source in self.sources
+        }
 
     def make(self, tokenizer: PreTrainedTokenizerBase) -> Iterator[Stream]:
         """Make the texts, in the order of `ids`."""
         numbered = enumerate(zip(self._grid(), self.ids(), strict=True), start=self.seed)
         for seed, ((source, length, _), name) in numbered:
-            tokens = text.running(tokenizer, text.sentences(source, "evaluate"), length, seed)
-            yield Stream(name, source, length, seed, tuple(tokens))
+            yield Stream(name, source, length, seed, tuple(self._tokens(tokenizer, source, length, seed)))
+
+    def _tokens(self, tokenizer: PreTrainedTokenizerBase, source: str, length: int, seed: int) -> list[int]:
+        if source == OWN:
+            return folder.passage(tokenizer, self.texts, length, seed)
+        return text.running(tokenizer, text.sentences(source, "evaluate"), length, seed)
 
     def _grid(self) -> Iterator[tuple[str, int, int]]:
         return itertools.product(self.sources, self.lengths, range(self.samples))

@@ -32,7 +32,7 @@ def subplots(rows: int, columns: int, width: float, height: float, **options):
     return figure, figure.subplots(rows, columns, squeeze=False, **options)
 
 
-def look(series: int) -> dict[str, str]:
+def look(series: int) -> dict[str, Any]:
     """Colour and marker of the n-th series."""
     round_trip = series // len(COLORS)  # the eighth series has the first one's colour and the second one's marker
     return {"color": COLORS[series % len(COLORS)], "marker": MARKERS[(series + round_trip) % len(MARKERS)]}

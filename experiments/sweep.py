@@ -9,6 +9,7 @@ from abc import ABC, abstractmethod
 from collections.abc import Callable, Iterator, Sequence
 from contextlib import ExitStack
 from dataclasses import dataclass
+from functools import cached_property
 from pathlib import Path
 from typing import Any, ClassVar, Generic, Protocol, TypeVar
 
@@ -20,13 +21,15 @@ from tqdm.contrib.logging import logging_redirect_tqdm
 from transformers import PreTrainedTokenizerBase
 
 from bsfa.attention import Backend, pick_backend
+from bsfa.errors import InputError
 from bsfa.methods import Method
 from bsfa.model import describe
 from experiments import environment
 from experiments.config import plain
+from experiments.launchers import in_sweep
 from experiments.methods import Variant, variants
 from experiments.models import Loaded, ModelSource
-from experiments.records import Run, Store, Writer
+from experiments.records import Busy, Run, Store, Writer
 from experiments.tracking import Tracker
 
 log = logging.getLogger(__name__)
@@ -111,59 +114,88 @@ class Subject(ABC, Generic[S]):
 
 
 def sweep(cfg: DictConfig, subject: Subject, parameters: DictConfig) -> None:
-    """Finish every run of a subject, taking it up where it stopped.
-
-    Parameters
-    ----------
-    parameters : DictConfig
-        The subject's own settings, part of a run's identity.
-    """
-    store = Store(Path(cfg.results))
-    tracker: Tracker = instantiate(cfg.tracker)
-    source: ModelSource = instantiate(cfg.model)
-    shared = {
-        "task": {
-            "name": subject.samples.name,
-            "version": subject.samples.version,
-            **{key: value for key, value in plain(parameters).items() if key != "_target_"},
-            "data": subject.samples.data(),
-        },
-        "model": source.identity(),
-        "backend": pick_backend(cfg.backend, torch.device(source.device)),
-    }
-    planned = [
-        (variant, store.run(subject.samples.name, shared | {"method": variant.identity()}))
-        for variant in variants(cfg, store, source)
-    ]
-    missing = [(variant, run) for variant, run in planned if not run.complete]
-    log.info("%s on %s: %d runs, %d of them to do", subject.samples.name, source.label, len(planned), len(missing))
-    if missing:
-        _finish(cfg.backend, subject, source, tracker, missing)
+    """Finish every run of one subject, taking it up where it stopped; see `Sweep.finish`."""
+    Sweep(cfg).finish(subject, parameters)
 
 
-def _finish(
-    backend: Backend, subject: Subject, source: ModelSource, tracker: Tracker, missing: list[tuple[Variant, Run]]
-) -> None:
-    loaded = source.load()
-    loaded.check_length(subject.samples.longest(), subject.lengths_key)
-    next(subject.samples.make(loaded.tokenizer))  # what cannot be made is known before calibration
-    info = describe(loaded.model)
-    methods = [variant.build(loaded) for variant, _ in missing]
-    for method in methods:
-        method.bind(info)  # refuses a method of another model before any sample is run
-    device = torch.device(source.device)
-    with ExitStack() as locks:
-        writers = [locks.enter_context(run.writing(environment.describe(device))) for _, run in missing]
-        lanes = [Lane(v, m, w) for (v, _), m, w in zip(missing, methods, writers, strict=True)]
-        todo = sum(name not in lane.writer.done for lane in lanes for name in subject.samples.ids())
-        bar = tqdm(total=todo, desc=subject.samples.name, unit=subject.unit, file=sys.stderr)
-        with bar, logging_redirect_tqdm():
-            subject.bench(Place(loaded, backend, device)).measure(lanes, bar.update)
-        for (variant, run), writer in zip(missing, writers, strict=True):
-            summary = subject.summarise(writer.samples())
-            writer.finish(summary)
-            tracker.run(run, variant.label, summary)
-            log.info("%s: %s -> %s", variant.label, subject.describe(summary), run.path)
+class Sweep:
+    """The methods of one command, for one subject after another; the model is loaded once, if anything is missing."""
+
+    def __init__(self, cfg: DictConfig) -> None:
+        self.backend: Backend = cfg.backend
+        self.store = Store(Path(cfg.results))
+        self.tracker: Tracker = instantiate(cfg.tracker)
+        self.source: ModelSource = instantiate(cfg.model)
+        if self.source.processes > 1:
+            raise InputError(
+                "model.device=tp is for experiment=ttft; answers are recorded by one process: model.device=auto"
+            )
+        self.variants = variants(cfg, self.store, self.source)
+
+    @cached_property
+    def loaded(self) -> Loaded:
+        return self.source.load()
+
+    def finish(self, subject: Subject, parameters: DictConfig) -> None:
+        """Finish every run of a subject, taking it up where it stopped.
+
+        Parameters
+        ----------
+        parameters : DictConfig
+            The subject's own settings, part of a run's identity.
+        """
+        name = subject.samples.name
+        shared = {
+            "task": {
+                "name": name,
+                "version": subject.samples.version,
+                **{key: value for key, value in plain(parameters).items() if key != "_target_"},
+                "data": subject.samples.data(),
+            },
+            "model": self.source.identity(),
+            "backend": pick_backend(self.backend, self.source.torch_device),
+        }
+        planned = [(v, self.store.run(name, shared | {"method": v.identity()})) for v in self.variants]
+        missing = [(variant, run) for variant, run in planned if not run.complete]
+        log.info("%s on %s: %d runs, %d of them to do", name, self.source.label, len(planned), len(missing))
+        if missing:
+            self._measure(subject, missing)
+
+    def _measure(self, subject: Subject, missing: list[tuple[Variant, Run]]) -> None:
+        loaded = self.loaded
+        loaded.check_length(subject.samples.longest(), subject.lengths_key)
+        next(subject.samples.make(loaded.tokenizer))  # what cannot be made is known before calibration
+        info = describe(loaded.model)
+        methods = [variant.build(loaded) for variant, _ in missing]
+        for method in methods:
+            method.bind(info)  # refuses a method of another model before any sample is run
+        device = self.source.torch_device
+        with ExitStack() as locks:
+            lanes = [
+                Lane(variant, method, writer)
+                for (variant, run), method in zip(missing, methods, strict=True)
+                if (writer := _taken(run, environment.describe(device), locks)) is not None
+            ]
+            todo = sum(name not in lane.writer.done for lane in lanes for name in subject.samples.ids())
+            bar = tqdm(total=todo, desc=subject.samples.name, unit=subject.unit, file=sys.stderr)
+            with bar, logging_redirect_tqdm():
+                subject.bench(Place(loaded, self.backend, device)).measure(lanes, bar.update)
+            for lane in lanes:
+                summary = subject.summarise(lane.writer.samples())
+                lane.writer.finish(summary)
+                self.tracker.run(lane.writer.run, lane.variant.label, summary)
+                log.info("%s: %s -> %s", lane.variant.label, subject.describe(summary), lane.writer.run.path)
+
+
+def _taken(run: Run, described: dict[str, Any], locks: ExitStack) -> Writer | None:
+    """A run's writer; None where another job of the same sweep has the run: it will finish it."""
+    try:
+        return locks.enter_context(run.writing(described))
+    except Busy:
+        if not in_sweep():
+            raise
+        log.warning("%s is left to the process that is writing it", run.path)
+        return None
 
 
 def new_process() -> str:

@@ -11,22 +11,16 @@ struct alignas(64) TensorMap { u64 opaque[16]; };
 __device__ __forceinline__ u32 shared_address(const void* p) { return static_cast<u32>(__cvta_generic_to_shared(p)); }
 
 // ---- plain shared-memory words, by 32-bit address ----------------------------------------------------------------
-__device__ __forceinline__ u64 load_shared(u32 address) {
-  u64 word;
-  asm volatile("ld.shared.b64 %0, [%1];" : "=l"(word) : "r"(address) : "memory");
+__device__ __forceinline__ u32 load_shared(u32 address) {
+  u32 word;
+  asm volatile("ld.shared.b32 %0, [%1];" : "=r"(word) : "r"(address) : "memory");
   return word;
 }
 __device__ __forceinline__ void store_shared(u32 address, u64 word) {
   asm volatile("st.shared.b64 [%0], %1;" ::"r"(address), "l"(word) : "memory");
 }
-__device__ __forceinline__ u32 load_shared_byte(u32 address) {
-  u32 byte;
-  asm volatile("ld.shared.u8 %0, [%1];" : "=r"(byte) : "r"(address) : "memory");
-  return byte;
-}
-// From the lanes where `here` holds, without a branch.
-__device__ __forceinline__ void store_shared_byte_if(bool here, u32 address, u32 byte) {
-  asm volatile("{\n.reg .pred p;\nsetp.ne.b32 p, %2, 0;\n@p st.shared.u8 [%0], %1;\n}" ::"r"(address), "r"(byte), "r"(int(here)) : "memory");
+__device__ __forceinline__ void store_shared(u32 address, u32 word) {
+  asm volatile("st.shared.b32 [%0], %1;" ::"r"(address), "r"(word) : "memory");
 }
 
 // ---- mbarriers: `arrivals` arrive, then whoever waits on that phase's parity goes on -------------------------------
@@ -52,6 +46,15 @@ __device__ __forceinline__ void mbarrier_wait(u32 bar, u32 parity) {
       "@done bra.uni ready;\nbra.uni retry;\nready:\n}" ::"r"(bar), "r"(parity) : "memory");
 }
 
+// ---- named barriers: a warpgroup's threads meet ------------------------------------------------------------------
+// True where any of the 128 brings true.
+__device__ __forceinline__ bool barrier_or(int name, bool vote) {
+  u32 any;
+  asm volatile("{\n.reg .pred mine, any;\nsetp.ne.b32 mine, %1, 0;\nbarrier.cta.red.or.pred any, %2, 128, mine;\n"
+               "selp.u32 %0, 1, 0, any;\n}" : "=r"(any) : "r"(int(vote)), "r"(name) : "memory");
+  return any;
+}
+
 // ---- bulk tensor copies (TMA), global to shared ----------------------------------------------------------------
 __device__ __forceinline__ void prefetch_tensor_map(const TensorMap* map) {
   asm volatile("prefetch.tensormap [%0];" ::"l"(map) : "memory");
@@ -67,20 +70,34 @@ __device__ __forceinline__ void copy_tile(u32 destination, const TensorMap* map,
 template <int R> __device__ __forceinline__ void registers_grow() { asm volatile("setmaxnreg.inc.sync.aligned.u32 %0;" ::"n"(R)); }
 template <int R> __device__ __forceinline__ void registers_shrink() { asm volatile("setmaxnreg.dec.sync.aligned.u32 %0;" ::"n"(R)); }
 
+// threadIdx.x, read anew: a register less that lives throughout.
+__device__ __forceinline__ u32 thread_index() {
+  u32 index;
+  asm volatile("mov.u32 %0, %%tid.x;" : "=r"(index));
+  return index;
+}
+// A value that the compiler does not know to be the same in every trip of a loop, so that what follows from it is computed
+// where it is used and takes no register before.
+__device__ __forceinline__ u32 stays_in_the_loop(u32 value) {
+  u32 same;
+  asm volatile("mov.b32 %0, %1;" : "=r"(same) : "r"(value));
+  return same;
+}
+
 // ---- wgmma -----------------------------------------------------------------------------------------------------
 __device__ __forceinline__ void wgmma_fence() { asm volatile("wgmma.fence.sync.aligned;" ::: "memory"); }
 __device__ __forceinline__ void wgmma_commit() { asm volatile("wgmma.commit_group.sync.aligned;" ::: "memory"); }
 template <int N> __device__ __forceinline__ void wgmma_wait() { asm volatile("wgmma.wait_group.sync.aligned %0;" ::"n"(N) : "memory"); }
 
-// A tile of 64 elements a row, 128-byte swizzle, rows packed in groups of eight (1024 bytes). `panel` is the byte
-// distance between 64-column panels; only a transposed operand looks at it.
-__device__ __forceinline__ u64 tile_descriptor(u32 address, u32 panel = 16) {
-  u32 low = (panel >> 4) << 16 | (address & 0x3FFFF) >> 4;
+// A tile of 64 elements a row, 128-byte swizzle, rows packed in groups of eight (1024 bytes), as the word of its descriptor
+// that depends on where it lies. `panel` is the byte distance between 64-column panels; only a transposed operand looks at
+// it.
+__device__ __forceinline__ u32 tile(u32 address, u32 panel = 16) { return (panel >> 4) << 16 | (address & 0x3FFFF) >> 4; }
+// The whole descriptor of a tile `bytes` further on. The address does not carry over: shared memory ends before.
+__device__ __forceinline__ u64 descriptor(u32 tile, u32 bytes) {
   constexpr u32 high = 1u << 30 | 1024 >> 4;
-  return u64(high) << 32 | low;
+  return u64(high) << 32 | (tile + (bytes >> 4));
 }
-// The same tile `bytes` further on. The address field does not carry into the next one: shared memory ends before.
-__device__ __forceinline__ u64 advance(u64 descriptor, u32 bytes) { return descriptor + (bytes >> 4); }
 
 // Operand lists of an accumulator held in float d[64] or d[32].
 #define BSFA_F8(d, i) "+f"(d[i]), "+f"(d[i + 1]), "+f"(d[i + 2]), "+f"(d[i + 3]), "+f"(d[i + 4]), "+f"(d[i + 5]), "+f"(d[i + 6]), "+f"(d[i + 7])
@@ -88,16 +105,16 @@ __device__ __forceinline__ u64 advance(u64 descriptor, u32 bytes) { return descr
 #define BSFA_D32 "%0,%1,%2,%3,%4,%5,%6,%7,%8,%9,%10,%11,%12,%13,%14,%15,%16,%17,%18,%19,%20,%21,%22,%23,%24,%25,%26,%27,%28,%29,%30,%31"
 #define BSFA_D64 BSFA_D32 ",%32,%33,%34,%35,%36,%37,%38,%39,%40,%41,%42,%43,%44,%45,%46,%47,%48,%49,%50,%51,%52,%53,%54,%55,%56,%57,%58,%59,%60,%61,%62,%63"
 
-// d = (accumulate ? d : 0) + A B^T with A (64 x 16) and B (128 x 16) in shared memory, both K-major.
-template <class T> __device__ __forceinline__ void wgmma_ss(float (&d)[64], u64 a, u64 b, int accumulate) {
+// d = (accumulate ? d : 0) + A B^T with A (64 x 16) and B (64 x 16) in shared memory, both K-major.
+template <class T> __device__ __forceinline__ void wgmma_ss(float (&d)[32], u64 a, u64 b, int accumulate) {
   if constexpr (same<T, bf16>::value)
-    asm volatile("{\n.reg .pred p;\nsetp.ne.b32 p, %66, 0;\n"
-                 "wgmma.mma_async.sync.aligned.m64n128k16.f32.bf16.bf16 {" BSFA_D64 "}, %64, %65, p, 1, 1, 0, 0;\n}"
-                 : BSFA_F32(d, 0), BSFA_F32(d, 32) : "l"(a), "l"(b), "r"(accumulate));
+    asm volatile("{\n.reg .pred p;\nsetp.ne.b32 p, %34, 0;\n"
+                 "wgmma.mma_async.sync.aligned.m64n64k16.f32.bf16.bf16 {" BSFA_D32 "}, %32, %33, p, 1, 1, 0, 0;\n}"
+                 : BSFA_F32(d, 0) : "l"(a), "l"(b), "r"(accumulate));
   else
-    asm volatile("{\n.reg .pred p;\nsetp.ne.b32 p, %66, 0;\n"
-                 "wgmma.mma_async.sync.aligned.m64n128k16.f32.f16.f16 {" BSFA_D64 "}, %64, %65, p, 1, 1, 0, 0;\n}"
-                 : BSFA_F32(d, 0), BSFA_F32(d, 32) : "l"(a), "l"(b), "r"(accumulate));
+    asm volatile("{\n.reg .pred p;\nsetp.ne.b32 p, %34, 0;\n"
+                 "wgmma.mma_async.sync.aligned.m64n64k16.f32.f16.f16 {" BSFA_D32 "}, %32, %33, p, 1, 1, 0, 0;\n}"
+                 : BSFA_F32(d, 0) : "l"(a), "l"(b), "r"(accumulate));
 }
 
 // d += A B with A (64 x 16) in registers and B (16 x 128 or 16 x 64) in shared memory, N-major (transposed).

@@ -66,16 +66,15 @@ struct Work {
 
   Work() = default;
 
-  // Heads of one KV group innermost, then query blocks from the longest, then KV groups: the group's K and V stay in
-  // L2.
-  __device__ Work(const Call& a, int index) {
+  // The `item`-th query block of the heads that share the `kv`-th K and V, counted over the batch: heads innermost, query
+  // blocks from the longest. CTAs go through one K and V after the other, so that these stay in L2. An item past the last
+  // is a query block without rows.
+  __device__ Work(const Call& a, int kv, int item) {
     int group = a.q_heads / a.kv_heads;
     int q_blocks = (a.q_length + kBlockQ - 1) / kBlockQ;
-    int rest = index / group;
-    q_block = q_blocks - 1 - rest % q_blocks;
-    int kv = rest / q_blocks;
+    q_block = item / group < q_blocks ? q_blocks - 1 - item / group : q_blocks;
     kv_head = kv % a.kv_heads;
-    head = kv_head * group + index % group;
+    head = kv_head * group + item % group;
     batch = kv / a.kv_heads;
     q_start = a.cu_q ? a.cu_q[batch] : 0;
     k_start = a.cu_k ? a.cu_k[batch] : 0;
@@ -104,12 +103,18 @@ struct Work {
   }
 
   // The p-th block visited, with its flags; 0 past the last one and for a listed block that no row sees.
-  __device__ u32 visit(const Call& a, int p) const {
-    if (p >= visits) return 0;
-    int block = p;
-    if (list) block = list[p];
-    else if (a.order == Order::diagonal) block = visible - 1 - p;
-    else if (a.order == Order::sink) block = p == 0 ? 0 : visible - p;
+  __device__ u32 visit(const Call& a, int p) const { return p < visits ? describe(a, block(a, p)) : 0; }
+
+  // The p-th block visited.
+  __device__ int block(const Call& a, int p) const {
+    if (list) return list[p];
+    if (a.order == Order::diagonal) return visible - 1 - p;
+    if (a.order == Order::sink) return p == 0 ? 0 : visible - p;
+    return p;
+  }
+
+  // A block with its flags; 0 where no row sees it.
+  __device__ u32 describe(const Call& a, int block) const {
     if (u32(block) >= u32(visible)) return 0;
     u32 word = Visit::valid | u32(block);
     if ((a.keep_diagonal && block >= band) || (a.keep_first && block == 0)) word |= Visit::forced;

@@ -71,7 +71,7 @@ def test_orders_of_a_block_in_the_middle():
 @given(st.integers(1, 900), st.integers(1, 900), st.integers(1, 8))
 def test_thresholds_are_read_by_absolute_position_clamped_to_the_table(seqlen_q, seqlen_k, length):
     grid = BlockGrid(seqlen_q, seqlen_k, causal=True)
-    picked = grid.pick_thresholds(torch.arange(length)[None])[0].tolist()
+    picked = grid.pick(torch.arange(length)[None])[0].tolist()
     expected = [(seqlen_k - seqlen_q + 128 * i) // 128 for i in range(grid.n_q)]
     assert picked == [min(max(e, 0), length - 1) for e in expected]
 

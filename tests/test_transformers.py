@@ -28,6 +28,7 @@ from bsfa import InputError, Thresholds
 from bsfa.clock import WallClock
 from bsfa.methods import Bsfa, Dense, Sdpa, StreamingLLM
 from bsfa.model import fingerprint
+from bsfa.padding import Padding
 from tests import conftest
 from tests.conftest import tiny_config
 
@@ -177,7 +178,7 @@ def test_masks_that_are_not_causal_with_padding_are_refused(tiny_model):
     with bsfa.apply(tiny_model, Dense()):
         with pytest.raises(NotImplementedError, match="4-D attention mask"):
             tiny_model(tokens, attention_mask=torch.ones(1, 1, 64, 64, dtype=torch.bool))
-        with pytest.raises(NotImplementedError, match="packed"):
+        with pytest.raises(NotImplementedError, match="packed; pass cu_seq_lens_q"):
             tiny_model(tokens, position_ids=torch.arange(64).remainder(32)[None], use_cache=False)
 
 
@@ -196,3 +197,57 @@ def test_a_fingerprint_knows_a_model_in_any_dtype_and_not_its_neighbour(tiny_mod
     assert fingerprint(tiny_model.half()) == own
     torch.manual_seed(1)
     assert fingerprint(AutoModelForCausalLM.from_config(tiny_config())) != own
+
+
+PACKED = [Dense(), Bsfa(open_thresholds(), 16), StreamingLLM(local_blocks=1)]
+
+
+@pytest.mark.parametrize("method", PACKED, ids=lambda method: method.name)
+@torch.no_grad()
+def test_a_packed_batch_is_its_sequences(tiny_model, method):
+    torch.manual_seed(0)
+    parts = [torch.randint(3, 100, (1, n)) for n in (300, 5, 170)]
+    lengths = [part.shape[1] for part in parts]
+    bounds = torch.tensor([0, *lengths]).cumsum(0).int()
+    packed = {"position_ids": torch.cat([torch.arange(n) for n in lengths])[None], "use_cache": False}
+    with bsfa.apply(tiny_model, method) as applied:
+        want = torch.cat([tiny_model(part).logits for part in parts], dim=1)
+        alone = applied.skip_ratio_by_layer()
+        applied.reset()
+        where = {"cu_seq_lens_q": bounds, "cu_seq_lens_k": bounds, "max_length_q": 300, "max_length_k": 300}
+        got = tiny_model(torch.cat(parts, dim=1), **packed, **where).logits
+        assert applied.skip_ratio_by_layer() == alone
+        with pytest.raises(NotImplementedError, match="pass cu_seq_lens_q"):
+            tiny_model(torch.cat(parts, dim=1), **packed)
+        with pytest.raises(InputError, match="one row of tokens, got 2 rows"):
+            tiny_model(torch.zeros(2, 8, dtype=torch.int64), use_cache=False, **where)
+    torch.testing.assert_close(got, want, atol=1e-5, rtol=1e-5)
+
+
+@torch.no_grad()
+def test_a_padded_batch_decides_as_its_sequences_do(tiny_model):
+    tokens, mask = batch(700)
+    tokens, positions = tokens % 100, (mask.cumsum(1) - 1).clamp_min(0)
+    table = bsfa.calibrate(tiny_model, [tokens], [2], progress=False)
+    for method in (Bsfa(table, 2), StreamingLLM(local_blocks=1)):
+        with bsfa.apply(tiny_model, method) as applied:
+            together = tiny_model(tokens, attention_mask=mask, position_ids=positions).logits
+            kept = [stats[0].kept for stats in applied.stats.values()]
+            applied.reset()
+            alone = [tiny_model(tokens[b : b + 1, mask[b].bool()]).logits[0] for b in (0, 1)]
+            want = [torch.cat([stats.kept for stats in layer]) for layer in applied.stats.values()]
+        assert all(torch.equal(x, y) for x, y in zip(kept, want, strict=True))
+        assert 0.1 < applied.skip_ratio() < 0.9
+        torch.testing.assert_close(together[mask.bool()], torch.cat(alone), atol=1e-3, rtol=1e-3)
+
+
+@torch.no_grad()
+def test_a_mask_is_read_once_for_all_layers(tiny_model, monkeypatch):
+    read = []
+    of = Padding.of
+    monkeypatch.setattr(Padding, "of", lambda *arguments: read.append(1) or of(*arguments))
+    tokens, mask = batch(150)
+    with bsfa.apply(tiny_model, Dense()):
+        for _ in range(2):
+            tiny_model(tokens % 100, attention_mask=mask)
+    assert len(read) == 2

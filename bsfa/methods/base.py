@@ -3,16 +3,17 @@
 from __future__ import annotations
 
 from abc import ABC, abstractmethod
-from collections.abc import Callable
-from dataclasses import dataclass
+from collections.abc import Callable, Iterator
+from dataclasses import dataclass, fields
 from typing import ClassVar
 
 import torch
 
-from bsfa.attention import Attended, Backend, attend
+from bsfa.attention import Attended, Backend, attend, attend_varlen
 from bsfa.blocks import BlockGrid, BlockLists
 from bsfa.gates import Gate
 from bsfa.model import ModelInfo
+from bsfa.packing import Packing
 
 
 @dataclass(frozen=True)
@@ -49,6 +50,51 @@ class Call:
             backend=self.backend,
         )
 
+    def packed(self, q: torch.Tensor, k: torch.Tensor, v: torch.Tensor, packing: Packing) -> PackedCall:
+        """The call over sequences one after the other: q (total_q, Hq, D), k and v (total_k, Hkv, D)."""
+        options = {f.name: getattr(self, f.name) for f in fields(Call)}
+        return PackedCall(**options | {"q": q, "k": k, "v": v}, packing=packing)
+
+
+@dataclass(frozen=True, kw_only=True)
+class PackedCall(Call):
+    """A `Call` over the sequences of a packed batch: q (total_q, Hq, D), k and v (total_k, Hkv, D).
+
+    Only what a method that ``packs`` asks of a call works on it.
+    """
+
+    packing: Packing
+
+    def attend(self, *, gate: Gate | None = None, blocks: BlockLists | None = None) -> Attended:
+        """All sequences in one call.
+
+        Raises
+        ------
+        NotImplementedError
+            Block lists.
+        """
+        if blocks is not None:
+            raise NotImplementedError("block lists are for one sequence a call, not for a packed batch")
+        return attend_varlen(
+            self.q,
+            self.k,
+            self.v,
+            self.packing,
+            causal=True,
+            softmax_scale=self.softmax_scale,
+            window_size=self.window_size,
+            softcap=self.softcap,
+            gate=gate,
+            return_lse=self.return_lse,
+            backend=self.backend,
+        )
+
+    def alone(self) -> Iterator[Call]:
+        """One `Call` a sequence. Reads the lengths, which waits for a GPU that holds them."""
+        for queries, keys in self.packing.spans(len(self.q), len(self.k)):
+            options = {f.name: getattr(self, f.name) for f in fields(Call)}
+            yield Call(**options | {"q": self.q[queries][None], "k": self.k[keys][None], "v": self.v[keys][None]})
+
 
 Attend = Callable[[Call], Attended]
 
@@ -57,11 +103,18 @@ class Method(ABC):
     """An attention method for prefill.
 
     ``name`` stands in tables. ``version`` is part of a record's identity: raise it when the blocks that the method
-    keeps change.
+    keeps change. A method that ``packs`` asks nothing of a call but ``layer`` and ``attend(gate=...)``, so that the
+    sequences of a padded or packed batch can go through it at once, in a `PackedCall`.
     """
 
     name: ClassVar[str]
     version: ClassVar[int] = 1
+    packs: ClassVar[bool] = False
+
+    @property
+    def serves_chunks(self) -> bool:
+        """Whether a prefill in chunks, each over the keys of all chunks so far, is what the method is for."""
+        return True
 
     @abstractmethod
     def bind(self, model: ModelInfo) -> Attend:

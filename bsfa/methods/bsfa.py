@@ -31,9 +31,10 @@ class Bsfa(Method):
     k: int
 
     name: ClassVar[str] = "bsfa"
+    packs: ClassVar[bool] = True
 
     def bind(self, model: ModelInfo) -> Attend:
         self.thresholds.check(model)
-        table = self.thresholds.select(self.k)
+        table = self.thresholds.shard(model.tp_rank, model.tp_size).select(self.k)
         gates = [Gate(threshold=rows.to(device)) for rows, device in zip(table, model.devices, strict=True)]
         return lambda call: call.attend(gate=gates[call.layer])

@@ -14,6 +14,7 @@ class Dense(Method):
     """Every visible block, no gate."""
 
     name: ClassVar[str] = "dense"
+    packs: ClassVar[bool] = True
 
     def bind(self, model: ModelInfo) -> Attend:
         return lambda call: call.attend()

@@ -60,6 +60,10 @@ class FlashPrefill(Selecting):
         whole("window_blocks", self.window_blocks, 1)
         whole("last_full_blocks", self.last_full_blocks, 0)
 
+    @property
+    def serves_chunks(self) -> bool:
+        return self.last_full_blocks == 0
+
     def select(self, call: Call) -> BlockLists:
         if self.last_full_blocks:
             refuse_chunks(call, self.name, "keeps all of a prompt's last query blocks (last_full_blocks=0 lets it go)")

@@ -65,6 +65,10 @@ class FlexPrefill(Selecting):
         number("tau", self.tau, least=0, most=1)
         whole("min_budget", self.min_budget, 1)
 
+    @property
+    def serves_chunks(self) -> bool:
+        return False
+
     def select(self, call: Call) -> BlockLists:
         refuse_chunks(call, self.name, "chooses a head's pattern by the last queries of a prompt")
         native = replace(call.grid, block_k=BLOCK)

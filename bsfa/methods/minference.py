@@ -67,12 +67,16 @@ class MInference(Method):
     def __post_init__(self) -> None:
         number("ratio", self.ratio, above=0, most=math.inf)
 
+    @property
+    def serves_chunks(self) -> bool:
+        return False
+
     def bind(self, model: ModelInfo) -> Attend:
         published = Patterns(((PUBLISHED,) * model.n_heads,) * model.n_layers)
         patterns = Patterns.load(self.patterns) if self.patterns else published
         patterns.check(model)
         layers = [
-            HeadPatterns.of(layer, self.ratio, device)
+            HeadPatterns.of(layer[model.heads], self.ratio, device)
             for layer, device in zip(patterns.layers, model.devices, strict=True)
         ]
         return lambda call: call.attend(blocks=layers[call.layer].select(call))

@@ -39,6 +39,7 @@ class RowShare(Method):
     relative_to: RelativeTo = "lse"
 
     name: ClassVar[str] = "row_share"
+    packs: ClassVar[bool] = True
 
     def __post_init__(self) -> None:
         number("share", self.share, above=0, most=1)

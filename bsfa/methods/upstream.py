@@ -1,8 +1,9 @@
 """Dense attention from its authors' own packages: what a speed-up has to be held against.
 
-`upstream_flash_attn` is FlashAttention-2 (flash-attn), `upstream_fa3` FlashAttention-3 for Hopper (fa3-fwd),
-`upstream_cudnn` cuDNN through PyTorch's SDPA; `bsfa.methods.upstream_flex` is FlexAttention. A package that is not
-installed, or a GPU that is not there, is one clear line when the method is bound to a model.
+`upstream_flash_attn` is FlashAttention-2 (flash-attn), `upstream_torch_flash` the same as PyTorch has it built in,
+`upstream_fa3` FlashAttention-3 for Hopper (fa3-fwd), `upstream_cudnn` cuDNN through PyTorch's SDPA;
+`bsfa.methods.upstream_flex` is FlexAttention. A package that is not installed, or a GPU that is not there, is one clear
+line when the method is bound to a model.
 """
 
 from __future__ import annotations
@@ -47,18 +48,22 @@ class Upstream(Method):
         """
 
 
-def package(method: str, module: str, install: str) -> Any:
-    """A module of someone else's package.
+def package(method: str, install: str, *modules: str) -> Any:
+    """The first of some modules of someone else's package that is there.
 
     Raises
     ------
     InputError
-        It is not installed, or does not load.
+        None of them is installed, or loads.
     """
-    try:
-        return import_module(module)
-    except ImportError as error:
-        raise InputError(f"method={method} needs the module {module} ({error}): pip install {install}") from error
+    missing = None
+    for module in modules:
+        try:
+            return import_module(module)
+        except ImportError as error:
+            missing = missing or error
+    needed = " or ".join(modules)
+    raise InputError(f"method={method} needs the module {needed} ({missing}): pip install {install}") from missing
 
 
 @dataclass(frozen=True)
@@ -68,17 +73,19 @@ class FlashAttn2(Upstream):
     name: ClassVar[str] = "upstream_flash_attn"
 
     def load(self, model: ModelInfo) -> Callable[[Call], torch.Tensor]:
-        return flash(package(self.name, "flash_attn", "flash-attn").flash_attn_func)
+        return flash(package(self.name, "flash-attn", "flash_attn").flash_attn_func)
 
 
 @dataclass(frozen=True)
 class FlashAttn3(Upstream):
-    """https://pypi.org/project/fa3-fwd, ``fa3_fwd_interface.flash_attn_func``: Hopper."""
+    """FlashAttention-3 for Hopper: https://pypi.org/project/fa3-fwd, ``fa3_fwd_interface.flash_attn_func``, or the
+    authors' own build, ``flash_attn_interface.flash_attn_func``."""
 
     name: ClassVar[str] = "upstream_fa3"
 
     def load(self, model: ModelInfo) -> Callable[[Call], torch.Tensor]:
-        return flash(package(self.name, "fa3_fwd_interface", "fa3-fwd").flash_attn_func)
+        modules = ("fa3_fwd_interface", "flash_attn_interface")
+        return flash(package(self.name, "fa3-fwd", *modules).flash_attn_func)
 
 
 def flash(function: Callable[..., torch.Tensor]) -> Callable[[Call], torch.Tensor]:
@@ -95,17 +102,37 @@ def flash(function: Callable[..., torch.Tensor]) -> Callable[[Call], torch.Tenso
 
 
 @dataclass(frozen=True)
-class Cudnn(Upstream):
-    """PyTorch's SDPA with cuDNN as its only backend."""
+class Sdp(Upstream):
+    """PyTorch's SDPA with one of its backends alone."""
 
-    name: ClassVar[str] = "upstream_cudnn"
+    backend: ClassVar[SDPBackend]
+
+    @property
+    def serves_chunks(self) -> bool:
+        return False  # it aligns its causal mask with the first key; any other alignment takes a mask in memory
 
     def load(self, model: ModelInfo) -> Callable[[Call], torch.Tensor]:
         if any(device.type != "cuda" for device in model.devices):
             raise InputError(f"method={self.name} runs on a CUDA GPU alone; use method=sdpa here")
 
         def kernel(call: Call) -> torch.Tensor:
-            with sdpa_kernel(SDPBackend.CUDNN_ATTENTION):
+            with sdpa_kernel(self.backend):
                 return sdpa(call).out
 
         return kernel
+
+
+@dataclass(frozen=True)
+class Cudnn(Sdp):
+    """cuDNN's attention."""
+
+    name: ClassVar[str] = "upstream_cudnn"
+    backend: ClassVar[SDPBackend] = SDPBackend.CUDNN_ATTENTION
+
+
+@dataclass(frozen=True)
+class TorchFlash(Sdp):
+    """FlashAttention-2 as PyTorch has it built in: what most users run, and what the paper compares with."""
+
+    name: ClassVar[str] = "upstream_torch_flash"
+    backend: ClassVar[SDPBackend] = SDPBackend.FLASH_ATTENTION

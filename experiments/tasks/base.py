@@ -12,6 +12,16 @@ from transformers import PreTrainedTokenizerBase
 
 from bsfa.errors import InputError
 
+PROBE = 16  # units: enough to tell what one takes
+BISECT = 4  # every so many steps, for prompts that are not linear
+
+Metric = Callable[[str, tuple[str, ...]], float]
+
+
+def match_all(prediction: str, references: tuple[str, ...]) -> float:
+    """Share of the references that the prediction holds, case-insensitive (RULER's string_match_all)."""
+    return sum(reference.lower() in prediction.lower() for reference in references) / len(references)
+
 
 @dataclass(frozen=True)
 class Sample:
@@ -29,6 +39,10 @@ class Sample:
         The whole prompt, chat template and answer prefix included.
     references : tuple of str
         The answers.
+    max_new_tokens : int
+        Answer budget.
+    metric : function of a prediction and the references
+        0 to 1; RULER's match by default.
     """
 
     id: str
@@ -36,6 +50,12 @@ class Sample:
     seed: int
     tokens: tuple[int, ...]
     references: tuple[str, ...]
+    max_new_tokens: int
+    metric: Metric = match_all
+
+    def score(self, prediction: str) -> float:
+        """What the answer is worth, 0 to 1."""
+        return self.metric(prediction, self.references)
 
     @property
     def group(self) -> str:
@@ -52,7 +72,6 @@ class Task(ABC):
 
     name: ClassVar[str]
     version: ClassVar[int] = 1
-    max_new_tokens: int
 
     @abstractmethod
     def ids(self) -> list[str]:
@@ -66,18 +85,9 @@ class Task(ABC):
     def longest(self) -> int:
         """Tokens of the longest prompt and its answer."""
 
-    def score(self, prediction: str, references: tuple[str, ...]) -> float:
-        """0 to 1; RULER's match by default."""
-        return match_all(prediction, references)
-
     @abstractmethod
     def data(self) -> dict[str, str]:
         """Digests of the text the prompts are made of."""
-
-
-def match_all(prediction: str, references: tuple[str, ...]) -> float:
-    """Share of the references that the prediction holds, case-insensitive (RULER's string_match_all)."""
-    return sum(reference.lower() in prediction.lower() for reference in references) / len(references)
 
 
 def chat_tokens(tokenizer: PreTrainedTokenizerBase, content: str, answer_prefix: str) -> list[int]:
@@ -97,32 +107,37 @@ def chat_tokens(tokenizer: PreTrainedTokenizerBase, content: str, answer_prefix:
 
 
 def fit(build: Callable[[int], list[int]], budget: int, least: int = 1) -> list[int]:
-    """The longest prompt within a token budget.
+    """The longest prompt within a token budget, found by interpolation: prompts are nearly linear in their units.
 
     Parameters
     ----------
-    build : function from a number of haystack sentences to the prompt's tokens
-        Longer for more sentences.
+    build : function from a number of units of haystack to the prompt's tokens
+        Longer for more units.
     budget : int
         Tokens.
     least : int
-        Sentences that make sense at all.
+        Units that make sense at all.
 
     Raises
     ------
     InputError
         Not even the least fits.
     """
-    tokens = build(least)
-    if len(tokens) > budget:
-        raise InputError(f"a prompt of {len(tokens)} tokens does not fit {budget}; use a longer length")
-    low, high = least, least + 1
+    low, fitting = least, build(least)
+    if len(fitting) > budget:
+        raise InputError(f"a prompt of {len(fitting)} tokens does not fit {budget}; use a longer length")
+    high = least + PROBE
     while len(longer := build(high)) <= budget:
-        tokens, low, high = longer, high, 2 * high
+        step = (high - low) / max(1, len(longer) - len(fitting))  # units a token
+        low, fitting, high = high, longer, high + 1 + int((budget - len(longer)) * step)
+    over = len(longer)
+    attempt = 0
     while high - low > 1:
-        middle = (low + high) // 2
+        attempt += 1
+        share = 1 / 2 if attempt % BISECT == 0 else (budget - len(fitting)) / (over - len(fitting))
+        middle = min(max(low + int(share * (high - low)), low + 1), high - 1)
         if len(longer := build(middle)) <= budget:
-            tokens, low = longer, middle
+            low, fitting = middle, longer
         else:
-            high = middle
-    return tokens
+            high, over = middle, len(longer)
+    return fitting

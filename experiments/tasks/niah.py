@@ -90,7 +90,7 @@ class Niah(Task):
             prompt = _Prompt(tokenizer, source, random.randrange(len(source)), depth, key, value)
             tokens = fit(prompt.tokens, length - self.max_new_tokens)
             cell = {"haystack": haystack, "length": length, "depth": depth}
-            yield Sample(name, cell, seed, tuple(tokens), (value,))
+            yield Sample(name, cell, seed, tuple(tokens), (value,), self.max_new_tokens)
 
     def _grid(self) -> Iterator[tuple[str, int, float, int]]:
         last = max(1, self.depths - 1)

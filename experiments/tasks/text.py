@@ -81,3 +81,23 @@ def running(tokenizer: PreTrainedTokenizerBase, source: Sequence[str], length: i
         order = random.sample(source, len(source))
         tokens += tokenizer(" ".join(order) + " ", add_special_tokens=False)["input_ids"]
     return tokens[:length]
+
+
+def excerpt(source: Sequence[str], end: int, size: int) -> list[str]:
+    """That many words of running text up to sentence ``end``, round the source; the first sentence may lack its start.
+
+    Parameters
+    ----------
+    end : int
+        Number of the sentence that the excerpt stops before.
+    size : int
+        Words.
+    """
+    found: list[str] = []
+    missing = size
+    while missing > 0:
+        end -= 1
+        words = source[end % len(source)].split()
+        found.append(" ".join(words[-missing:]))
+        missing -= len(words)
+    return found[::-1]

@@ -4,14 +4,19 @@ from __future__ import annotations
 
 import io
 import shutil
+import sys
 from collections.abc import Callable
 from contextlib import redirect_stderr, redirect_stdout
 from dataclasses import dataclass
 from pathlib import Path
 
+import absl.logging
 import pytest
 
 import run
+
+# rouge-score's logger closes the stream it was made with when Hydra sets logging up: here pytest's in stderr's place
+absl.logging.get_absl_handler().python_handler.stream = sys.__stderr__
 
 CALIBRATION = ("profile=quick", "calibration.samples=2", "calibration.k_values=[1,2]")
 SMALL = (*CALIBRATION, "task.lengths=[800,900]", "task.depths=2", "task.samples=1")  # on 2 haystacks
@@ -24,6 +29,11 @@ FIDELITY = (
     "streams.tail=16",
     KS,
 )
+SUITES = (  # two answers at a time
+    ("experiment=ruler", "task.tasks=[vt,fwe]"),
+    ("experiment=reasoning", "task.tasks=[one_fact]"),
+)
+SUITE = (*CALIBRATION, "task.lengths=[1200]", "task.samples=2", "batch=2", "method.k=[1]")
 QUIET = "tracker=none"
 
 
@@ -83,6 +93,17 @@ def compared(tmp_path_factory: pytest.TempPathFactory, model_folder: Path) -> Pa
     """A results folder with every method's fidelity to dense attention and a report. Read only."""
     results = tmp_path_factory.mktemp("compared") / "results"
     for arguments in ((*FIDELITY, f"model.path={model_folder}"), ("experiment=report",)):
+        ended = run_here(*arguments, QUIET, f"results={results}")
+        assert ended.status == 0, ended.err
+    return results
+
+
+@pytest.fixture(scope="session")
+def suites_finished(tmp_path_factory: pytest.TempPathFactory, model_folder: Path) -> Path:
+    """A results folder with every method's records of the suites and a report. Read only."""
+    results = tmp_path_factory.mktemp("suites") / "results"
+    commands = ((*suite, *SUITE, f"model.path={model_folder}") for suite in SUITES)
+    for arguments in (*commands, ("experiment=report",)):
         ended = run_here(*arguments, QUIET, f"results={results}")
         assert ended.status == 0, ended.err
     return results

@@ -45,7 +45,7 @@ def test_every_option_composes_and_fits_the_class_it_names(option):
     OmegaConf.to_container(config, resolve=True)
     for part in targets(config):
         kind = get_class(part._target_)
-        about = ABOUT if issubclass(kind, Method) else ("_target_",)
+        about = ABOUT if issubclass(kind, Method) else ("_target_", "_convert_")
         settings = {key: value for key, value in part.items() if key not in about}
         inspect.signature(kind).bind(**settings)
         if issubclass(kind, Method) and part.knob:

@@ -80,9 +80,29 @@ def test_texts_differ_by_seed_and_are_the_same_again(model_folder):
     assert {len(text) for text in tokens(0)} == {300}
 
 
+def test_a_users_texts_are_a_source_that_is_known_by_what_it_holds(command, model_folder, tmp_path):
+    folder = tmp_path / "texts"
+    folder.mkdir()
+    (folder / "book.txt").write_text("A book of some words. " * 30)
+    (folder / "rows.jsonl").write_text(json.dumps({"context": "The context of a row. " * 30}) + "\n")
+    shared = (*FIDELITY[:-1], f"model.path={model_folder}", QUIET, f"results={tmp_path / 'r'}", "method=dense")
+    ended = command(*shared, f"data.root={folder}")
+    assert ended.status == 0, ended.err
+    found = samples(tmp_path / "r")
+    assert list(found["source"]) == ["noise", "noise", "prose", "prose", "data", "data"]
+    assert found["tokens_hash"].is_unique
+    moved = folder.rename(tmp_path / "moved")
+    assert "0 of them to do" in command(*shared, f"data.root={moved}").out
+    (moved / "book.txt").write_text("Another book. " * 30)
+    assert "1 of them to do" in command(*shared, f"data.root={moved}", "streams.sources=[data]").out
+    assert len(samples(tmp_path / "r")) == 8
+
+
 @pytest.mark.parametrize(
     ("setting", "message"),
     [
+        ("streams.sources=[data]", "data.root=DIR"),
+        ("data.root=/nowhere", "data.root=/nowhere is no folder"),
         ("streams.tail=900", "streams.tail=900 must be under the shortest"),
         ("streams.sources=[lorem]", "lorem"),
         ("streams.samples=0", "streams.samples=0"),

@@ -5,11 +5,8 @@ from pathlib import Path
 
 import pytest
 import torch
-from transformers import AutoTokenizer
 
 from bsfa import InputError
-from bsfa.clock import WallClock
-from experiments.generation import generate
 from experiments.models import ModelSource
 
 
@@ -54,22 +51,32 @@ def test_a_model_is_loaded_in_its_dtype_and_ready_to_answer(model_folder):
     assert not model.training
 
 
-@pytest.fixture
-def prompt() -> tuple[int, ...]:
-    return tuple(torch.randint(3, 99, (40,), generator=torch.Generator().manual_seed(0)).tolist())
+def test_a_model_spread_over_what_devices_there_are_is_the_same_model(model_folder):
+    spread, plain = source(model_folder, device="auto"), source(model_folder)
+    assert spread.identity() == plain.identity()
+    tokens = torch.arange(3, 90)[None]
+    with torch.no_grad():
+        assert torch.equal(spread.load().model(tokens).logits, plain.load().model(tokens).logits)
 
 
-def test_answers_are_those_of_transformers_own_greedy_generation(tiny_model, model_folder, prompt):
-    tokenizer = AutoTokenizer.from_pretrained(model_folder)
-    answer = generate(tiny_model, tokenizer, prompt, 12, WallClock())
-    theirs = tiny_model.generate(torch.tensor([prompt]), max_new_tokens=12, do_sample=False, pad_token_id=0)
-    assert answer.text == tokenizer.decode(theirs[0, len(prompt) :], skip_special_tokens=True)
-    assert len(answer.text) > 0
+def test_random_weights_take_a_shape_and_are_another_model(model_folder):
+    random = source(model_folder, init="random")
+    assert random.label == f"{model_folder.name}-random"
+    assert random.identity() != source(model_folder).identity()
+    first, again, stored = (which.load().model.state_dict() for which in (random, random, source(model_folder)))
+    assert all(torch.equal(first[name], again[name]) for name in first)
+    assert {name: weight.shape for name, weight in first.items()} == {n: w.shape for n, w in stored.items()}
 
 
-def test_an_answer_ends_at_any_of_the_models_stop_tokens(tiny_model, model_folder, prompt):
-    tokenizer = AutoTokenizer.from_pretrained(model_folder)
-    whole = generate(tiny_model, tokenizer, prompt, 12, WallClock()).text
-    [third] = tokenizer(whole[2])["input_ids"]
-    tiny_model.generation_config.eos_token_id = [2, third]
-    assert generate(tiny_model, tokenizer, prompt, 12, WallClock()).text == whole[: whole.index(whole[2])]
+@pytest.mark.parametrize(
+    ("settings", "message"),
+    [
+        ({"init": "zeros"}, "zeros is none of pretrained, random"),
+        ({"init": "random", "path": None}, "configuration from model.path or model.shape"),
+        ({"shape": {"model_type": "llama"}, "path": None}, "a shape without weights: model.init=random"),
+        ({"init": "random", "device": "auto"}, "on one device"),
+    ],
+)
+def test_weights_that_cannot_be_had_are_refused(model_folder, settings, message):
+    with pytest.raises(InputError, match=message):
+        ModelSource(**{"name": "tiny", "dtype": "float32", "device": "cpu", "path": str(model_folder)} | settings)

@@ -11,7 +11,8 @@ NOTEBOOKS = Path(__file__).parents[2] / "notebooks"
 
 @pytest.fixture
 def results(name: str, request) -> Path:
-    return request.getfixturevalue({"niah.ipynb": "finished", "fidelity.ipynb": "compared"}[name])
+    fixtures = {"niah.ipynb": "finished", "fidelity.ipynb": "compared", "ruler.ipynb": "suites_finished"}
+    return request.getfixturevalue(fixtures[name])
 
 
 @pytest.mark.parametrize("name", sorted(path.name for path in NOTEBOOKS.glob("*.ipynb")))

@@ -58,7 +58,7 @@ def test_wandb_offline_stays_in_the_results_folder_and_off_the_network(
     for expected in (b"skip_ratio", b"ttft_median_s", b"samples.jsonl", b"records-"):
         assert expected in content
     [table] = tracked.parent.rglob("*.table.json")
-    assert json.loads(table.read_text())["data"][0][:2] == ["noise", 448]
+    assert json.loads(table.read_text())["data"][0][:3] == ["niah", "noise", 448]
     reports = [file.read_bytes() for file in results.glob("wandb/offline-run-*/*.wandb") if file != tracked]
     assert len(reports) == 1
     assert b"heatmap" in reports[0]

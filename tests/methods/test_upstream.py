@@ -10,7 +10,7 @@ from torch.nn.attention.flex_attention import create_block_mask
 from bsfa import InputError
 from bsfa.blocks import BlockGrid
 from bsfa.methods import Call, Dense, Sdpa
-from bsfa.methods.upstream import Cudnn, FlashAttn2, FlashAttn3
+from bsfa.methods.upstream import Cudnn, FlashAttn2, FlashAttn3, TorchFlash
 from bsfa.methods.upstream_flex import Flex, flex_mask
 from bsfa.model import ModelInfo
 
@@ -84,7 +84,7 @@ def test_cudnn_wants_a_gpu():
 
 @pytest.mark.gpu
 @pytest.mark.skipif(not torch.cuda.is_available(), reason="no CUDA GPU")
-@pytest.mark.parametrize("method", [Cudnn(), Flex()])
+@pytest.mark.parametrize("method", [Cudnn(), TorchFlash(), Flex()])
 def test_on_a_gpu(method):
     call = prefill()
     q, k, v = (x.repeat(1, 1, 1, 4).to("cuda", torch.bfloat16) for x in (call.q, call.k, call.v))

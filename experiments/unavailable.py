@@ -1,0 +1,34 @@
+"""What one task of several needs and is not there: the others run, and the command ends by saying which did not."""
+
+from __future__ import annotations
+
+import logging
+from collections.abc import Callable, Iterable
+
+from bsfa.errors import InputError
+
+log = logging.getLogger(__name__)
+
+
+class Unavailable(InputError):
+    """A task's data, package or access is missing; the message says which, and the way out."""
+
+
+def each(names: Iterable[str], run: Callable[[str], None]) -> None:
+    """Run one task after another.
+
+    Raises
+    ------
+    InputError
+        Once all have had their turn: the tasks that were `Unavailable`, with the reason of each.
+    """
+    missing = {}
+    for name in names:
+        try:
+            run(name)
+        except Unavailable as reason:
+            log.info("%s: not run: %s", name, reason)
+            missing[name] = reason
+    if missing:
+        reasons = "; ".join(f"{name} ({reason})" for name, reason in missing.items())
+        raise InputError(f"not run: {reasons}")
