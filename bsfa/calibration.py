@@ -66,12 +66,6 @@ def calibrate(
     batches = list(token_batches)
     check_texts(model, batches)
     _check(ks, block_size)
-    info = describe(model)
-    if info.tp_size > 1:
-        raise InputError(
-            f"{info.name}: calibrate on a model that is not shared out by tensor parallelism (device_map='auto' "
-            "spreads a large one); its thresholds then serve any number of processes"
-        )
     recorder = _Recorder(ks)
     decoder = model.get_decoder()
     device = next(model.parameters()).device
@@ -79,17 +73,24 @@ def calibrate(
     with torch.inference_mode(), apply(model, recorder):
         for tokens in bar:
             decoder(input_ids=tokens.to(device), use_cache=False)
-    return Thresholds(recorder.mean(), ks, block_size, Provenance.of(info, batches, data))
+    return Thresholds(recorder.mean(), ks, block_size, Provenance.of(describe(model), batches, data))
 
 
 def check_texts(model: PreTrainedModel, batches: Sequence[torch.Tensor]) -> None:
-    """Refuse texts that a calibration cannot run.
+    """Refuse a model and texts that a calibration cannot run.
 
     Raises
     ------
     InputError
-        No text, a batch that is not (B, S), a text longer than the model's positions.
+        A model shared out by tensor parallelism, no text, a batch that is not (B, S), a text longer than the model's
+        positions.
     """
+    info = describe(model)
+    if info.tp_size > 1:
+        raise InputError(
+            f"{info.name}: calibrate on a model that is not shared out by tensor parallelism (device_map='auto' "
+            "spreads a large one); what is calibrated then serves any number of processes"
+        )
     if not batches:
         raise InputError("calibration needs at least one text")
     limit = model.config.get_text_config(decoder=True).max_position_embeddings

@@ -14,8 +14,8 @@ from transformers.distributed import DistributedConfig
 
 import bsfa
 import run
-from bsfa import InputError, Thresholds
-from bsfa.methods import Bsfa, Dense, MInference, RowShare
+from bsfa import Cuts, InputError, Thresholds
+from bsfa.methods import Bsfa, Dense, FisherShare, LateShare, MInference, RowShare
 from bsfa.model import fingerprint
 
 TTFT = (
@@ -27,7 +27,18 @@ TOKENS = torch.arange(700).remainder(90)[None] + 3
 
 def methods(thresholds: str) -> dict:
     table = Thresholds.load(thresholds)
-    return {"dense": Dense(), "bsfa": Bsfa(table, 2), "row_share": RowShare(0.05), "minference": MInference(0.02)}
+    _, layers, heads, _ = table.values.shape
+    cost = torch.arange(heads).expand(2, layers, heads).clone()[..., None].float()
+    cost[0] = 0
+    first_heads = Cuts(torch.stack([2 + cost[0], 1 + cost[0]]), cost, (0.0, 0.2), ())  # the later a head, the dearer
+    return {
+        "dense": Dense(),
+        "bsfa": Bsfa(table, 2),
+        "row_share": RowShare(0.05),
+        "late_share": LateShare(0.1),
+        "fisher_share": FisherShare(first_heads, 2.5),
+        "minference": MInference(0.02),
+    }
 
 
 @torch.no_grad()

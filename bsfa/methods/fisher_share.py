@@ -6,8 +6,8 @@ the prompt. What a cut costs the tokens after the prompt is measured once on tex
 divergence (`bsfa.fisher`); a strength is then a budget of KL, spent where it saves the most blocks (`bsfa.cuts`).
 
 The knob is the budget and not a skip ratio: a skip ratio that is mild at 32K tokens is harsh at 1K and for another
-model, a loss in nats is what it is anywhere. The cuts carry over to other lengths, the estimate less so: calibrated at
-4,096 tokens, both the blocks skipped and the divergence are higher at 8,192.
+model, a loss in nats is what it is anywhere. The cuts serve any length, with the farthest class for all that is farther; the
+estimate is for the calibration's.
 
 The distributions of tokens within the prompt are not guarded: in the last layer, what its early queries read changes no
 token that is generated. To score a prompt's own tokens, such as for perplexity, take `row_share`.
@@ -39,8 +39,8 @@ class FisherShare(Method):
     cuts : Cuts
         From `bsfa.calibrate_cuts` or `Cuts.load`.
     kl : float
-        Nats a token above 0: the loss to spend by the calibration's estimate. Measured divergence on other texts has
-        been up to three times that.
+        Nats a token above 0: the loss to spend, by the calibration's estimate on its own texts. On others more is
+        lost: ``experiment=fidelity`` measures it.
     shared : sequence of {"layers", "heads", "positions"}
         Axes along which all have one cut: what the others bring is measured with these.
     """
@@ -56,7 +56,7 @@ class FisherShare(Method):
 
     def bind(self, model: ModelInfo) -> Attend:
         self.cuts.check(model)
-        return attend_by_distance(self.cuts.select(self.kl, self.shared), self.cuts.edges, model.devices)
+        return attend_by_distance(self.cuts.select(self.kl, self.shared), self.cuts.edges, model)
 
 
 def check_strength(kl: float, shared: Sequence[str]) -> None:

@@ -32,8 +32,7 @@ class LateShare(Method):
     share : float
         As in `RowShare`, for all query blocks but the last two.
     late : float
-        Above 0 and up to 1: times ``share`` for those two. Of 1/5, 1/6, 1/20 and 1/60 the second and third were best on
-        a 135M model at 4,096 tokens.
+        Above 0 and up to 1: times ``share`` for those two. The default is our choice; 1 is `RowShare`.
     """
 
     share: float
@@ -47,4 +46,4 @@ class LateShare(Method):
 
     def bind(self, model: ModelInfo) -> Attend:
         cuts = torch.tensor([self.share * self.late, self.share]).log()
-        return attend_by_distance(cuts.expand(model.n_layers, model.n_heads, -1), (LAST,), model.devices)
+        return attend_by_distance(cuts.expand(model.n_layers, model.n_heads, -1), (LAST,), model)
