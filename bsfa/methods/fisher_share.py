@@ -6,8 +6,8 @@ the prompt. What a cut costs the tokens after the prompt is measured once on tex
 divergence (`bsfa.fisher`); a strength is then a budget of KL, spent where it saves the most blocks (`bsfa.cuts`).
 
 The knob is the budget and not a skip ratio: a skip ratio that is mild at 32K tokens is harsh at 1K and for another
-model, a loss in nats is what it is anywhere. The cuts serve any length, with the farthest class for all that is farther; the
-estimate is for the calibration's.
+model, a loss in nats is what it is anywhere. The cuts serve any length, with the farthest class for all that is
+farther; the estimate is for the calibration's.
 
 The distributions of tokens within the prompt are not guarded: in the last layer, what its early queries read changes no
 token that is generated. To score a prompt's own tokens, such as for perplexity, take `row_share`.
