@@ -7,6 +7,8 @@ from dataclasses import dataclass
 from pathlib import Path
 from typing import Any, Protocol
 
+import pandas as pd
+
 from bsfa.errors import InputError
 from experiments.records import Run
 
@@ -15,7 +17,7 @@ class Tracker(Protocol):
     def run(self, run: Run, label: str, summary: dict[str, Any]) -> None:
         """A run that is complete."""
 
-    def report(self, tables: list[Path], figures: list[Path]) -> None:
+    def report(self, tables: list[Path], figures: list[Path], page: Path) -> None:
         """A report's files."""
 
 
@@ -24,12 +26,12 @@ class NoTracker:
 
     def run(self, run: Run, label: str, summary: dict[str, Any]) -> None: ...
 
-    def report(self, tables: list[Path], figures: list[Path]) -> None: ...
+    def report(self, tables: list[Path], figures: list[Path], page: Path) -> None: ...
 
 
 @dataclass(frozen=True)
 class Wandb:
-    """One W&B run for each run of the store, with its cells as a table and its records as an artifact.
+    """One W&B run for each run of the store, with its tables, its numbers and its records as an artifact.
 
     Parameters
     ----------
@@ -60,21 +62,22 @@ class Wandb:
         import wandb
 
         with self._open(name=label, group=run.config["experiment"], config=run.config, id=run.id) as session:
-            cells = summary["cells"]
-            session.log({"cells": wandb.Table(list(cells[0]), [list(cell.values()) for cell in cells])})
-            session.summary.update({key: value for key, value in summary.items() if key != "cells"})
+            tables, numbers = split(summary)
+            session.log({name: wandb.Table(list(rows), rows.to_numpy().tolist()) for name, rows in tables.items()})
+            session.summary.update(numbers)
             artifact = wandb.Artifact(f"records-{run.id}", type="records")
             for file in ("config.yaml", "env.json", "samples.jsonl", "summary.json"):
                 artifact.add_file(str(run.path / file))
             session.log_artifact(artifact)
 
-    def report(self, tables: list[Path], figures: list[Path]) -> None:
+    def report(self, tables: list[Path], figures: list[Path], page: Path) -> None:
         import wandb
 
         with self._open(name="report", group="report", config={}, id=None) as session:
-            session.log({f.stem: wandb.Image(str(f)) for f in figures if f.suffix == ".png"})
+            images = {f.stem: wandb.Image(str(f)) for f in figures if f.suffix == ".png"}
+            session.log({**images, "page": wandb.Html(str(page), inject=False)})
             artifact = wandb.Artifact("report", type="report")
-            for file in (*tables, *figures):
+            for file in (*tables, *figures, page):
                 artifact.add_file(str(file))
             session.log_artifact(artifact)
 
@@ -87,3 +90,16 @@ class Wandb:
             os.environ.setdefault(f"WANDB_{kind}_DIR", str(folder / "wandb" / kind.lower()))
         settings = wandb.Settings(silent=True, console="off")
         return wandb.init(project=self.project, mode=self.mode, dir=str(folder), settings=settings, **options)
+
+
+def split(summary: dict[str, Any]) -> tuple[dict[str, pd.DataFrame], dict[str, Any]]:
+    """A summary as W&B shows one: lists of records as tables, and all else under flat names, ``left_out/sdpa``."""
+    tables = {key: value for key, value in summary.items() if _is_table(value)}
+    rest = {key: value for key, value in summary.items() if key not in tables}
+    [numbers] = pd.json_normalize(rest, sep="/").to_dict("records") or [{}]
+    frames = {key: pd.DataFrame(rows).astype(object) for key, rows in tables.items()}
+    return {key: rows.where(rows.notna(), None) for key, rows in frames.items()}, numbers
+
+
+def _is_table(value: Any) -> bool:
+    return isinstance(value, list) and bool(value) and all(isinstance(row, dict) for row in value)

@@ -8,6 +8,8 @@ from pathlib import Path
 
 import pytest
 
+from experiments.records import Run, Store
+from experiments.tracking import Wandb, split
 from tests.experiments.conftest import QUIET
 
 DENSE = ("profile=quick", "method=dense")
@@ -61,8 +63,56 @@ def test_wandb_offline_stays_in_the_results_folder_and_off_the_network(
     assert json.loads(table.read_text())["data"][0][:3] == ["niah", "noise", 448]
     reports = [file.read_bytes() for file in results.glob("wandb/offline-run-*/*.wandb") if file != tracked]
     assert len(reports) == 1
-    assert b"heatmap" in reports[0]
-    assert b".tex" in reports[0]
+    for expected in (b"heatmap", b".tex", b"report.html"):
+        assert expected in reports[0]
+    for medium in ("*.png", "*.html"):  # what an upload would send is there
+        assert list(results.glob(f"wandb/offline-run-*/files/media/**/{medium}"))
+
+
+SUMMARIES = {
+    "fidelity": {"n": 4, "kl": 0.0125},
+    "ttft": {
+        "left_out": {"upstream_cudnn": "no GPU"},
+        "cells": [
+            {"length": 512, "ttft_s": 1.5, "out_of_memory": None},
+            {"length": 640, "ttft_s": None, "out_of_memory": "20 GiB"},
+        ],
+    },
+}
+
+
+def finished(root: Path, experiment: str) -> Run:
+    """A run that ended with one of `SUMMARIES`."""
+    run = Store(root).run(experiment, {"model": {"name": "tiny"}})
+    with run.writing({"device": "a CPU"}) as writer:
+        writer.append({"id": "a"})
+        writer.finish(SUMMARIES[experiment])
+    return run
+
+
+def test_wandb_takes_the_summary_of_every_experiment(tmp_path, no_home, outside):
+    wandb = pytest.importorskip("wandb")
+    tracker = Wandb("offline", "bsfa", str(tmp_path))
+    content = {}
+    for experiment, summary in SUMMARIES.items():
+        run = finished(tmp_path, experiment)
+        tracker.run(run, experiment, summary)
+        [file] = tmp_path.glob(f"wandb/offline-run-*-{run.id}/*.wandb")
+        content[experiment] = file.read_bytes()
+    wandb.teardown()
+    assert b"0.0125" in content["fidelity"]
+    assert b"left_out/upstream_cudnn" in content["ttft"]
+    [table] = tmp_path.glob("wandb/offline-run-*/**/*.table.json")
+    assert json.loads(table.read_text())["data"] == [[512, 1.5, None], [640, None, "20 GiB"]]
+    for run in content.values():
+        assert b"samples.jsonl" in run
+
+
+def test_nested_summaries_are_tables_and_flat_numbers():
+    tables, numbers = split({"n": 2, "by": {"noise": {"kl": 0.5}, "ks": [1, 2]}, "empty": [], "cells": [{"a": 1}]})
+    assert {name: rows.to_dict("records") for name, rows in tables.items()} == {"cells": [{"a": 1}]}
+    assert numbers == {"n": 2, "by/noise/kl": 0.5, "by/ks": [1, 2], "empty": []}
+    assert split({}) == ({}, {})
 
 
 def test_without_wandb_there_is_tracker_none_and_a_line_that_says_so(command, model_folder, tmp_path, monkeypatch):
