@@ -7,6 +7,8 @@ from matplotlib.figure import Figure
 from experiments import style
 from experiments.results import METHOD, Section, table
 
+DEPTHS = 10  # labels that fit beside a panel
+
 
 @style.house
 def curve(section: Section) -> Figure:
@@ -53,7 +55,8 @@ def heatmap(section: Section) -> Figure:
         grid = panel.pivot_table(index="depth", columns="length", values="score", aggfunc="mean")
         image = axis.imshow(100 * grid, vmin=0, vmax=100, cmap="cividis", aspect="auto")
         axis.set_xticks(range(grid.shape[1]), [f"{length / 1024:g}K" for length in grid.columns])
-        axis.set_yticks(range(grid.shape[0]), [f"{depth:g}" for depth in grid.index])
+        labelled = range(0, len(grid), -(-len(grid) // DEPTHS))
+        axis.set_yticks(labelled, [f"{grid.index[row]:g}" for row in labelled])
         axis.grid(False)
         data = f"({name.calibration})" if name.calibration else ""
         axis.set_title(" ".join(part for part in (name.method, name.strength, data) if part), fontsize=8)

@@ -8,6 +8,7 @@ from __future__ import annotations
 
 import dataclasses
 import itertools
+import json
 import logging
 import statistics
 from collections.abc import Callable, Iterator, Sequence
@@ -15,7 +16,6 @@ from dataclasses import dataclass
 from pathlib import Path
 from typing import Any
 
-import pandas as pd
 import torch
 from hydra.utils import instantiate
 from omegaconf import DictConfig
@@ -27,16 +27,15 @@ from bsfa import cuda
 from bsfa.blocks import BLOCK_K, BLOCK_Q, BlockGrid
 from bsfa.errors import InputError
 from bsfa.gates import ResolvedGate
-from experiments import checks, environment, style
+from experiments import checks, environment, kernel_report
 from experiments.records import Store
+from experiments.tracking import Tracker
 
 log = logging.getLogger(__name__)
 
 BASELINES = ("fa3", "cudnn", "fa2", "flex")
 PATTERNS = ("random", "structured")
 INNER = 4  # timed calls a turn, after one that is not
-# Dense over (QK plus the kept share of PV), both at a rate that a large matrix product reached on an NVIDIA H200.
-MATMUL_TFLOPS = 778.0
 
 Kernel = Callable[[], Any]
 
@@ -50,11 +49,6 @@ class Shape:
     q_heads: int
     kv_heads: int
     pattern: str
-
-    @property
-    def flops(self) -> float:
-        """Of dense causal attention, both products."""
-        return 2.0 * self.length**2 * self.q_heads * self.head_size
 
 
 @dataclass(frozen=True)
@@ -109,6 +103,7 @@ def run(cfg: DictConfig) -> None:
         No CUDA device, or one that the kernels do not serve.
     """
     grid: Grid = instantiate(cfg.kernel, _convert_="all")
+    tracker: Tracker = instantiate(cfg.tracker)
     if not torch.cuda.is_available():
         raise InputError("experiment=kernel times GPU kernels and there is no CUDA device here")
     device = torch.device("cuda", torch.cuda.current_device())
@@ -122,19 +117,14 @@ def run(cfg: DictConfig) -> None:
                 for sample in measure(shape, missing, grid, device):
                     writer.append(sample)
                     log.info("%s: %.2f ms, %s", sample["id"], sample["ms"], _best(sample))
-        samples = writer.samples()
-        writer.finish({"samples": len(samples)})
-    table = tabulate(samples)
-    folder = store.root / "tables"
-    folder.mkdir(parents=True, exist_ok=True)
-    (folder / "kernel.md").write_text(
-        f"**Causal attention on {described['device']}, batch 1, {grid.dtype}**\n\n"
-        f"{table.to_markdown(index=False, floatfmt='.3g')}\n",
-        encoding="utf-8",
-    )
-    table.to_csv(folder / "kernel.csv", index=False)
-    style.save(figure(table, described["device"]), store.root / "figures", "kernel")
-    print(table.to_markdown(index=False, floatfmt=".3g"))
+        if not record.complete:
+            rows = kernel_report.tabulate(writer.samples())
+            summary = {"samples": len(rows), "cells": json.loads(rows.to_json(orient="records"))}
+            writer.finish(summary)
+            tracker.run(record, "kernel", summary)
+    [chapter] = kernel_report.chapters(store.root, only=record.id)
+    chapter.write(store.root)
+    print(chapter.main())
 
 
 def measure(shape: Shape, skips: Sequence[float], grid: Grid, device: torch.device) -> Iterator[dict[str, Any]]:
@@ -221,46 +211,6 @@ def in_turns(kernels: dict[str, Kernel], repeats: int) -> dict[str, tuple[float,
             stop.synchronize()
             turns[name].append(start.elapsed_time(stop) / INNER)
     return {name: _quartiles(times) for name, times in turns.items()}
-
-
-def tabulate(samples: list[dict[str, Any]]) -> pd.DataFrame:
-    """One row a sample: times, and the speed-up over the best dense baseline of the same cell and the limit of it."""
-    rows = []
-    for sample in samples:
-        name, best = min(sample["baseline_ms"].items(), key=lambda item: item[1], default=("", float("nan")))
-        shape = Shape(**{field.name: sample[field.name] for field in dataclasses.fields(Shape)})
-        floor = shape.flops * (1 - sample["skip_ratio"] / 2) / MATMUL_TFLOPS / 1e9
-        rows.append(
-            {
-                **dataclasses.asdict(shape),
-                "skip_ratio": sample["skip_ratio"],
-                "bsfa_ms": sample["ms"],
-                **{f"{other}_ms": time for other, time in sample["baseline_ms"].items()},
-                "best_dense": name,
-                "speedup_over_best_dense": best / sample["ms"],
-                "limit": best / floor,
-            }
-        )
-    return pd.DataFrame(rows)
-
-
-@style.house
-def figure(table: pd.DataFrame, device: str):
-    """Speed-up over the best dense attention against skip ratio, a panel a head size and pattern."""
-    panels = list(table.groupby(["head_size", "pattern"]))
-    drawn, axes = style.subplots(1, len(panels), 3.4, 3.0, sharey=True)
-    for axis, ((size, pattern), panel) in zip(axes[0], panels, strict=True):
-        for number, (length, curve) in enumerate(panel.groupby("length")):
-            label = f"{length / 1024:g}K"
-            axis.plot(100 * curve["skip_ratio"], curve["speedup_over_best_dense"], label=label, **style.look(number))
-        longest = panel[panel["length"] == panel["length"].max()]
-        axis.plot(100 * longest["skip_ratio"], longest["limit"], ":", color=style.PASS_LINE, label="limit, longest")
-        axis.axhline(1, color=style.PASS_LINE, linewidth=1)
-        axis.set(title=f"head size {size}, {pattern}", xlabel="blocks skipped, %")
-    axes[0][0].set_ylabel("times the best dense attention")
-    axes[0][0].legend()
-    drawn.suptitle(f"{device}; limit: every product at {MATMUL_TFLOPS:g} TFLOP/s", fontsize=8)
-    return drawn
 
 
 def _baseline(name: str, q: Tensor, k: Tensor, v: Tensor) -> Kernel | None:

@@ -10,7 +10,7 @@ import pandas as pd
 import yaml
 
 from experiments import results, suites
-from experiments.results import METHOD, Section, table
+from experiments.results import BASELINES, METHOD, Section, table
 from experiments.tasks.longbench_tasks import TASKS
 
 PAPER = Path(__file__).with_name("paper_longbench.yaml")
@@ -52,6 +52,12 @@ def means(section: Section) -> pd.DataFrame:
     return rows[rows["scope"] == "all"].drop(columns="scope").reset_index(drop=True)
 
 
+def trade(section: Section) -> pd.DataFrame:
+    """What is paid in score for what is skipped, a row a sparse method, strength and length."""
+    rows = means(section)
+    return rows[~rows["method"].isin(BASELINES)].reset_index(drop=True)
+
+
 def not_run(section: Section) -> list[str]:
     """LongBench's English and code tasks without a record."""
     ran = set(section.samples["task"])
@@ -74,11 +80,22 @@ def beside_the_paper(section: Section) -> pd.DataFrame:
         protocol=section.samples["protocol"].iloc[0],
         speedup=1 / rows["ttft_of_dense"],
     )
-    data = yaml.safe_load(PAPER.read_text(encoding="utf-8"))
-    theirs = pd.DataFrame(data["rows"]).assign(
-        source=data["source"], model=data["model"], device=data["device"], protocol="", calibration=""
-    )
-    theirs["score"] /= 100
+    theirs = _paper().assign(protocol="", calibration="")
     columns = ["source", "model", "device", "protocol", "tasks", "n", "length", *METHOD]
     joined = pd.concat([ours, theirs], ignore_index=True)
     return joined.reindex(columns=[*columns, "score", "score_low", "score_high", "skip_ratio", "speedup"])
+
+
+def paper_points() -> pd.DataFrame:
+    """The paper's sparse methods as `paper.curves` has other tasks': of one length, which its table does not say."""
+    rows = _paper()
+    dense = rows.loc[rows["method"] == "dense", "score"].item()
+    sparse = rows[rows["method"] != "dense"]
+    return sparse.assign(length=np.nan, ttft_of_dense=1 / sparse["speedup"], of_dense=sparse["score"] / dense)
+
+
+def _paper() -> pd.DataFrame:
+    """The paper's table, scores from 0 to 1."""
+    data = yaml.safe_load(PAPER.read_text(encoding="utf-8"))
+    rows = pd.DataFrame(data["rows"]).assign(source=data["source"], model=data["model"], device=data["device"])
+    return rows.assign(score=rows["score"] / 100)

@@ -1,4 +1,4 @@
-"""The figures of a suite of tasks."""
+"""The figures of several tasks: what a mean score, in % of dense attention's, is paid with."""
 
 from __future__ import annotations
 
@@ -6,33 +6,36 @@ import pandas as pd
 from matplotlib.axes import Axes
 from matplotlib.figure import Figure
 
-from experiments import paper, style
-from experiments.results import Section
-from experiments.suites import trade
+from experiments import style
 
-ACCURACY = "accuracy, % of dense (95% interval)"
+SCORE = "mean score, % of dense (95% interval)"
 
 
 @style.house
-def skipped(section: Section) -> Figure:
-    """Accuracy in % of dense attention's against blocks skipped, a panel a length."""
-    rows = _drawable(section, "skip_ratio")
+def skipped(ours: pd.DataFrame, title: str) -> Figure:
+    """Score against blocks skipped, a panel a length.
+
+    Parameters
+    ----------
+    ours : DataFrame
+        A row a method, strength and length; see `suites.trade`.
+    """
+    rows = ours.dropna(subset=["skip_ratio", "of_dense"])
     lengths = sorted(rows["length"].unique())
     figure, axes = style.subplots(1, max(1, len(lengths)), 3.4, 3.2, sharey=True)
     for axis, length in zip(axes[0], lengths, strict=False):
         _lines(axis, rows, length, "skip_ratio")
         axis.set(title=_panel(rows, length), xlabel="blocks skipped, %")
-    return _finished(figure, axes, section)
+    return _finished(figure, axes, title)
 
 
 @style.house
-def timed(section: Section) -> Figure:
-    """Accuracy against time to the first token, both in % of dense attention's in the same process.
+def timed(ours: pd.DataFrame, theirs: pd.DataFrame, title: str) -> Figure:
+    """Score against time to the first token, both in % of dense attention's in the same process.
 
-    A panel a length, and a last one for what the paper reports of its own model and device.
+    A panel a length, and a last one for what the paper reports of its own model and device; see `paper.curves`.
     """
-    rows = _drawable(section, "ttft_of_dense")
-    theirs = paper.curves(section.task)
+    rows = ours.dropna(subset=["ttft_of_dense", "of_dense"])
     lengths = sorted(rows["length"].unique())
     panels = len(lengths) + (not theirs.empty)
     figure, axes = style.subplots(1, max(1, panels), 3.4, 3.2, sharey=True)
@@ -44,11 +47,7 @@ def timed(section: Section) -> Figure:
     for axis in axes[0]:
         axis.set_xlabel("TTFT, % of dense")
         axis.axvline(100, color=style.PASS_LINE, linestyle=":", linewidth=0.8)
-    return _finished(figure, axes, section)
-
-
-def _drawable(section: Section, x: str) -> pd.DataFrame:
-    return trade(section).dropna(subset=[x, "of_dense"])
+    return _finished(figure, axes, title)
 
 
 def _panel(rows: pd.DataFrame, length: int) -> str:
@@ -78,11 +77,11 @@ def _lines(axis: Axes, rows: pd.DataFrame, length: int, x: str) -> None:
 
 
 def _paper(axis: Axes, points: pd.DataFrame) -> None:
-    for number, ((method, length), line) in enumerate(points.groupby(["method", "length"])):
+    for number, ((method, length), line) in enumerate(points.groupby(["method", "length"], dropna=False)):
         axis.plot(
             100 * line["ttft_of_dense"],
             100 * line["of_dense"],
-            label=f"{method}, {length // 1024}K",
+            label=method if pd.isna(length) else f"{method}, {length // 1024:g}K",
             linestyle="--",
             linewidth=1.0,
             markersize=4,
@@ -94,12 +93,12 @@ def _paper(axis: Axes, points: pd.DataFrame) -> None:
     axis.legend(fontsize=7, loc="lower right")
 
 
-def _finished(figure: Figure, axes, section: Section) -> Figure:
-    axes[0][0].set_ylabel(ACCURACY)
+def _finished(figure: Figure, axes, title: str) -> Figure:
+    axes[0][0].set_ylabel(SCORE)
     handles, labels = axes[0][0].get_legend_handles_labels()
     if not handles:
         axes[0][0].text(0.5, 0.5, "no method to set against dense yet", ha="center", transform=axes[0][0].transAxes)
     if handles and not axes[0][0].get_legend():
         figure.legend(handles, labels, loc="outside lower center", ncols=3)
-    figure.suptitle(section.title, fontsize=8)
+    figure.suptitle(title, fontsize=8)
     return figure

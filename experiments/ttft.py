@@ -155,8 +155,9 @@ def run(cfg: DictConfig) -> None:
             summary = {"left_out": left_out, "cells": json.loads(rows.to_json(orient="records"))}
             writer.finish(summary)
             tracker.run(record, "ttft", summary)
-    tables, _ = ttft_report.write(store.root, only=record.id)
-    print(tables[0].read_text(encoding="utf-8"))
+    [chapter] = ttft_report.chapters(store.root, only=record.id)
+    chapter.write(store.root)
+    print(chapter.main())
 
 
 def _lanes(

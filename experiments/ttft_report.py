@@ -10,8 +10,8 @@ import pandas as pd
 from matplotlib.figure import Figure
 
 from experiments import style
+from experiments.chapters import Chapter, Drawing, Table
 from experiments.records import read_runs
-from experiments.tables import write_table
 
 GIB = 2**30
 DENSE = ("dense", "sdpa")
@@ -22,23 +22,33 @@ NOTE = (
 )
 
 
-def recorded(root: Path) -> bool:
-    """Whether there is anything to write."""
-    return any(read_runs(root, "ttft"))
+def chapters(root: Path, only: str | None = None) -> list[Chapter]:
+    """Every run, or the one with an id."""
+    return [
+        _chapter(config, samples, root / "ttft" / config["run_id"] / "summary.json")
+        for config, samples in read_runs(root, "ttft")
+        if only in (None, config["run_id"])
+    ]
 
 
-def write(root: Path, only: str | None = None) -> tuple[list[Path], list[Path]]:
-    """Tables and figures of every run, or of the one with an id."""
-    tables, drawn = [], []
-    for config, samples in read_runs(root, "ttft"):
-        if only in (None, config["run_id"]):
-            rows, title = tabulate(samples), _title(config)
-            name = f"ttft-{config['model']['name']}-{config['run_id'][:6]}"
-            left_out = _left_out(root / "ttft" / config["run_id"] / "summary.json")
-            tables += write_table(root / "tables", name, title, rows, readable(rows), _notes(rows, left_out))
-            if rows["ttft_s"].notna().any():
-                drawn += style.save(figure(rows, title), root / "figures", name)
-    return tables, drawn
+def _chapter(config: dict[str, Any], samples: list[dict[str, Any]], summary: Path) -> Chapter:
+    rows, title = tabulate(samples), _title(config)
+    name = f"ttft-{config['model']['name']}-{config['run_id'][:6]}"
+    facts = {
+        "model": f"{config['model']['name']}, {config['model']['dtype']}",
+        "device": config["device"],
+        "prompt": ", ".join(rows["prompt"].unique()),
+        "n": f"{len(rows)} cells, {config['ttft']['repeats']} turns each",
+    }
+    drawings = []
+    if rows["ttft_s"].notna().any():
+        drawings.append(Drawing(name, "TTFT, and the gain over the best dense method", figure(rows, title)))
+    return Chapter(
+        title,
+        facts,
+        [Table(name, "Every length and method", rows, readable(rows), _notes(rows, _left_out(summary)))],
+        drawings,
+    )
 
 
 def tabulate(samples: list[dict[str, Any]]) -> pd.DataFrame:

@@ -11,6 +11,7 @@ from hypothesis import strategies as st
 from bsfa import InputError
 from experiments import longbench_tables
 from experiments.records import read_samples
+from experiments.suite_figures import timed
 from experiments.tasks.longbench import Documents, LongBench, cut
 from experiments.tasks.longbench_data import DataSet, Folder, Hub, LmEvalScorer, OwnScorer, Row, load
 from experiments.tasks.longbench_scores import metric
@@ -128,6 +129,18 @@ def test_the_report_has_the_paper_beside_ours_and_names_what_did_not_run(ran):
     samples = section.samples[section.samples["method"] == "dense"]
     dense = ours.loc[ours["method"] == "dense", "score"].item()
     assert dense == pytest.approx(samples.groupby("task")["score"].mean().mean())
+    names = {f"{section.name}-{figure}.png" for figure in ("skipped", "ttft")}
+    assert {path.name for path in (ran / "figures").glob("*.png")} == names
+
+
+def test_the_papers_points_stand_in_the_figure_as_shares_of_dense(ran):
+    theirs = longbench_tables.paper_points().set_index("method")
+    assert theirs.loc["bsfa", ["ttft_of_dense", "of_dense"]].tolist() == pytest.approx([1 / 1.1, 39.88 / 40.24])
+    [section] = longbench_tables.sections(ran, "longbench")
+    ours = longbench_tables.trade(section)
+    assert list(ours["method"]) == ["streaming_llm"]
+    panels = timed(ours, longbench_tables.paper_points(), section.title).axes
+    assert panels[-1].get_legend_handles_labels()[1] == ["bsfa", "spargeattn"]
 
 
 # Prompts

@@ -48,6 +48,7 @@ def write(
                 writer.append(
                     {
                         "id": f"noise-{length}-{number}",
+                        "task": "niah",
                         "haystack": "noise",
                         "length": length,
                         "depth": float(number),
@@ -158,11 +159,11 @@ def test_models_are_never_in_one_table(tmp_path):
 
 
 def test_the_report_has_every_table_and_figure_and_says_what_was_run(finished):
-    [main] = [file for file in (finished / "tables").glob("*.md") if not file.stem.endswith("-cells")]
+    [main] = [file for file in (finished / "tables").glob("*.md") if not file.stem.endswith(("-cells", "-paper"))]
     files = {file.name for folder in ("tables", "figures") for file in (finished / folder).iterdir()}
     name = main.stem
     assert files == {
-        *(f"{name}{part}.{kind}" for part in ("", "-cells") for kind in ("md", "csv", "tex")),
+        *(f"{name}{part}.{kind}" for part in ("", "-cells", "-paper") for kind in ("md", "csv", "tex")),
         *(f"{name}-{figure}.{kind}" for figure in ("curve", "heatmap") for kind in ("png", "pdf")),
     }
     text = main.read_text()

@@ -9,9 +9,8 @@ import pandas as pd
 import pytest
 import yaml
 
-from experiments import paper
+from experiments import paper, readable
 from experiments.records import Store
-from experiments.report import readable
 from experiments.results import Section
 from experiments.suite_figures import skipped, timed
 from experiments.suites import beside_the_paper, cells, means, scores, sections, trade
@@ -195,8 +194,8 @@ def test_the_figures_have_a_panel_a_length_and_the_papers_beside_them(tmp_path):
         write(tmp_path, EASY_AND_HARD, method, strength, ttft=ttft, lengths=(2048, 4096))
     section = only(tmp_path)
     ours = {f"{length} tokens, 1 tasks": ["blasst", "bsfa"] for length in (2048, 4096)}
-    assert drawn(skipped(section)) == ours
-    panels = drawn(timed(section))
+    assert drawn(skipped(trade(section), section.title)) == ours
+    panels = drawn(timed(trade(section), paper.curves("ruler"), section.title))
     assert {title: panels[title] for title in ours} == ours
     assert panels["the paper: Llama-3.1-8B, A100"][0] == "bsfa, 32K"
 
@@ -227,6 +226,6 @@ def test_a_report_of_a_suite_on_its_way(command, tmp_path, experiment, runs):
 
 def test_a_table_marks_a_task_that_dense_cannot_do(tmp_path):
     write(tmp_path, EASY_AND_HARD)
-    shown = readable(cells(only(tmp_path))).set_index("task")["accuracy % [95%]"]
+    shown = readable.table(cells(only(tmp_path))).set_index("task")["accuracy % [95%]"]
     assert "†" in shown["cwe"]
     assert "†" not in shown["vt"]

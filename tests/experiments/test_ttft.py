@@ -52,8 +52,12 @@ def test_every_cell_is_recorded_and_what_does_not_run_here_is_named(command, tmp
     assert "random weights" in ended.out
     assert "upstream_cudnn: method=upstream_cudnn runs on a CUDA GPU alone" in ended.out
     assert len(list((tmp_path / "figures").glob("ttft-*.png"))) == 1
+    before = table.read_bytes()
+    table.unlink()
     again = command("experiment=report", QUIET, f"results={tmp_path}")
     assert again.status == 0, again.err
+    assert table.read_bytes() == before
+    assert "Time to first token, llama31_8b_random" in (tmp_path / "report.html").read_text()
 
 
 @pytest.fixture

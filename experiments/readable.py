@@ -1,0 +1,84 @@
+"""Rows of numbers as people read them: intervals in brackets, percentages, weak cells marked."""
+
+from __future__ import annotations
+
+import pandas as pd
+
+
+def table(rows: pd.DataFrame) -> pd.DataFrame:
+    """A table for people: intervals in brackets, weak cells marked."""
+    shown = scores(rows)
+    shown["TTFT s [quartiles]"] = [
+        f"{m:.3g} [{a:.3g}, {b:.3g}]"
+        for m, a, b in zip(rows["ttft_median_s"], rows["ttft_q25_s"], rows["ttft_q75_s"], strict=True)
+    ]
+    for name in ("dense", "sdpa"):
+        shown[f"TTFT, {name} / this"] = ["" if pd.isna(x) else f"{x:.2f}" for x in rows[f"speedup_over_{name}"]]
+    return shown
+
+
+def scores(rows: pd.DataFrame) -> pd.DataFrame:
+    """The same without times."""
+    cells = [key for key in ("task", "haystack", "length") if key in rows]
+    shown = rows[[*cells, "method", "strength", "calibration", "n"]].copy()
+    weak = rows["weak_dense"].map({True: " †", False: ""})
+    shown["accuracy % [95%]"] = [
+        f"{100 * s:.1f} [{100 * low:.0f}, {100 * high:.0f}]{mark}"
+        for s, low, high, mark in zip(rows["score"], rows["score_low"], rows["score_high"], weak, strict=True)
+    ]
+    shown["vs dense, points [95%]"] = [
+        "" if pd.isna(d) else f"{100 * d:+.1f} [{100 * low:+.0f}, {100 * high:+.0f}]"
+        for d, low, high in zip(rows["difference"], rows["difference_low"], rows["difference_high"], strict=True)
+    ]
+    shown["skip ratio %"] = [f"{100 * ratio:.1f}" for ratio in rows["skip_ratio"]]
+    return shown
+
+
+def means(rows: pd.DataFrame) -> pd.DataFrame:
+    """Means over tasks, for people."""
+    shown = rows[["length", "method", "strength", "calibration", "n"]].copy()
+    shown.insert(1, "tasks", [f"{scope} ({tasks})" for scope, tasks in zip(rows["scope"], rows["tasks"], strict=True)])
+    shown["mean % [95%]"] = _intervals(rows, "score", ".1f")
+    shown["vs dense, points [95%]"] = _intervals(rows, "difference", "+.1f")
+    shown["% of dense [95%]"] = _intervals(rows, "of_dense", ".1f")
+    shown["skip ratio %"] = rows["skip_ratio"].map(percent)
+    shown["TTFT % of dense"] = rows["ttft_of_dense"].map(percent)
+    return shown
+
+
+def points(rows: pd.DataFrame) -> pd.DataFrame:
+    """Points of accuracy against time, for people."""
+    shown = rows[["source", "model", "device", "length", "method", "strength", "calibration"]].fillna("")
+    shown["n"] = rows["n"].map(lambda n: "" if pd.isna(n) else f"{n:.0f}")
+    shown["skip ratio %"] = rows["skip_ratio"].map(percent)
+    shown["TTFT % of dense"] = rows["ttft_of_dense"].map(percent)
+    shown["accuracy % of dense [95%]"] = _intervals(rows, "of_dense", ".1f")
+    return shown
+
+
+def beside(rows: pd.DataFrame) -> pd.DataFrame:
+    """LongBench's means beside the paper's, for people."""
+    shown = rows[["source", "model", "device", "protocol", "method", "strength", "calibration"]].copy()
+    for name in ("length", "tasks", "n"):
+        shown[name] = rows[name].map(lambda n: "" if pd.isna(n) else f"{n:.0f}")
+    shown["mean score [95%]"] = [
+        f"{100 * score:.2f}" + ("" if pd.isna(low) else f" [{100 * low:.1f}, {100 * high:.1f}]")
+        for score, low, high in zip(rows["score"], rows["score_low"], rows["score_high"], strict=True)
+    ]
+    shown["skip ratio %"] = rows["skip_ratio"].map(percent)
+    shown["TTFT, dense / this"] = rows["speedup"].map(lambda x: "" if pd.isna(x) else f"{x:.2f}")
+    return shown
+
+
+def percent(share: float) -> str:
+    return "" if pd.isna(share) else f"{100 * share:.1f}"
+
+
+def _intervals(rows: pd.DataFrame, name: str, form: str) -> list[str]:
+    """Percentages with their intervals, where there are any."""
+    whole = form.replace(".1f", ".0f")
+    columns = (100 * rows[name], 100 * rows[f"{name}_low"], 100 * rows[f"{name}_high"])
+    return [
+        "" if pd.isna(x) else f"{x:{form}}" + ("" if pd.isna(low) else f" [{low:{whole}}, {high:{whole}}]")
+        for x, low, high in zip(*columns, strict=True)
+    ]

@@ -1,0 +1,85 @@
+"""The page of a report, and the kernels' part of it."""
+
+from __future__ import annotations
+
+import base64
+import html
+import re
+from pathlib import Path
+
+import pandas as pd
+import pytest
+
+from experiments import kernel_report, page
+from experiments.chapters import Chapter, Table
+from experiments.records import Store
+from tests.experiments.conftest import QUIET
+
+
+@pytest.fixture
+def written(finished: Path) -> str:
+    return (finished / "report.html").read_text()
+
+
+def test_the_page_has_the_figures_that_were_written_and_needs_nothing_beside_it(finished, written):
+    embedded = re.findall(r'src="data:image/png;base64,([^"]+)"', written)
+    figures = {file.read_bytes() for file in (finished / "figures").glob("*.png")}
+    assert {base64.b64decode(one) for one in embedded} == figures
+    assert len(embedded) == written.count("<img ") == len(figures)
+    assert not re.search(r"<(script|link|iframe)|url\(|@import", written)
+    assert str(finished) not in written
+
+
+def test_the_page_has_every_row_of_the_tables_that_were_written(finished, written):
+    cells = [re.findall(r"<t[dh](?: [^>]*)?>(.*?)</t[dh]>", line) for line in written.splitlines()]
+    rows = [[html.unescape(cell) for cell in line] for line in cells if line]
+    tables = list((finished / "tables").glob("*.md"))
+    assert written.count("<table>") == len(tables) == 3
+    for table in tables:
+        for line in table.read_text().splitlines():
+            if line.startswith("| "):
+                assert [cell.strip() for cell in line.strip("|").split("|")] in rows
+
+
+def test_the_page_says_what_was_run_and_what_was_not(written):
+    for word in ("tiny", "threads)", "8 answers a method and strength", "Wilson", "Llama-3.1-8B", "not run here"):
+        assert word in written
+    assert re.search("no record of: RULER, Reasoning, .*Time to first token", written)
+
+
+def test_a_name_is_text_and_no_markup(tmp_path):
+    rows = pd.DataFrame({"method": ["<b>x</b>", None], "n": ["< 3", "+1.5 [1, 2]"]})
+    chapter = Chapter("a & b", {"model": "<script>"}, [Table("t", "All", rows, rows, "one\n\ntwo <i>")])
+    text = page.write(tmp_path, {"niah": [chapter], "kernel": []}).read_text()
+    for escaped in ("a &amp; b", "&lt;script&gt;", "&lt;b&gt;x", "two &lt;i&gt;"):
+        assert escaped in text
+    assert "None" not in text
+    assert text.count('<td class="number">') == 2
+
+
+SAMPLE = {
+    "length": 1024, "head_size": 128, "q_heads": 4, "kv_heads": 2, "dtype": "bfloat16", "skip_asked": 0.5,
+    "skip_ratio": 0.5, "ms": 2.0, "ms_q25": 1.9, "ms_q75": 2.1,
+}  # fmt: skip
+
+
+@pytest.fixture
+def timed(tmp_path) -> Path:
+    """A store with one kernel run."""
+    run = Store(tmp_path).run("kernel", {"kernel": {"dtype": "bfloat16", "repeats": 3}, "device": "a GPU"})
+    with run.writing({"device": "a GPU"}) as writer:
+        for pattern, baselines in (("random", {"fa2": 4.0, "fa3": 3.0}), ("structured", {})):
+            writer.append({"id": pattern, **SAMPLE, "pattern": pattern, "baseline_ms": baselines})
+    return tmp_path
+
+
+def test_the_kernels_table_and_figure_are_made_from_the_records(command, timed):
+    ended = command("experiment=report", QUIET, f"results={timed}")
+    assert ended.status == 0, ended.err
+    [table], [_] = timed.glob("tables/kernel-*.csv"), timed.glob("figures/kernel-*.png")
+    rows = pd.read_csv(table).set_index("pattern")
+    assert rows.loc["random", ["best_dense", "speedup_over_best_dense"]].tolist() == ["fa3", 1.5]
+    assert pd.isna(rows.loc["structured", "speedup_over_best_dense"])
+    assert "Causal attention on a GPU" in (timed / page.FILE).read_text()
+    [chapter] = kernel_report.chapters(timed)
+    assert chapter.facts["dense attention"] == "fa2, fa3"
