@@ -1,9 +1,10 @@
 # make help lists the targets. PYTHON= picks the interpreter, VENV= the environment's folder (none: the active
-# environment), PROFILE= the size (quick, gpu, paper), TRACKER= wandb (offline) or none, ARGS= what else the benchmark's
-# run.py is to know, such as ARGS="method.k=[4,8]".
+# environment), PROFILE= the size (quick, gpu, paper), DRY=1 lists what reproduce would run and what that needs, TRACKER=
+# wandb (offline) or none, ARGS= what else run.py is to know, such as ARGS="method.k=[4,8]".
 PYTHON ?= python3
 VENV ?= .venv
 PROFILE ?=
+DRY ?=
 ARGS ?=
 TRACKER ?= wandb
 RESULTS ?= results
@@ -36,8 +37,7 @@ $(READY): requirements.txt pyproject.toml
 endif
 
 reproduce: $(READY) ## calibrate, run the benchmark, write tables and figures; again: takes up where it stopped
-	$(PY) run.py experiment=niah $(STORE) $(if $(PROFILE),profile=$(PROFILE)) $(ARGS)
-	$(PY) run.py experiment=report $(STORE)
+	$(PY) run.py experiment=reproduce $(STORE) $(if $(PROFILE),profile=$(PROFILE)) $(if $(DRY),dry=true) $(ARGS)
 
 report: $(READY) ## tables and figures again, from the records alone
 	$(PY) run.py experiment=report $(STORE)

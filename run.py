@@ -8,13 +8,13 @@ from typing import NoReturn
 
 import hydra
 import torch
-from hydra.errors import CompactHydraException, InstantiationException
-from hydra.utils import get_method
+from hydra.errors import CompactHydraException
 from omegaconf import DictConfig, OmegaConf
 from transformers.utils import logging as transformers_logging
 
 from bsfa import InputError
 from experiments import launchers
+from experiments.config import call
 from experiments.records import Busy
 
 log = logging.getLogger(__name__)
@@ -33,17 +33,13 @@ def job(cfg: DictConfig) -> None:
         launchers.check_mode()
         if cfg.own_gpu:
             launchers.own_gpu()
-        get_method(cfg.experiment.runner)(cfg)
+        call(cfg.experiment.runner, cfg)
     except Busy as error:  # in a sweep the other jobs go on, and so does the process that has the run
         if not launchers.in_sweep():
             _refuse(error)
         log.warning("left to the process that has it: %s", error)
     except (InputError, NotImplementedError) as error:
         _refuse(error)
-    except InstantiationException as error:  # Hydra's wrap around what a constructor raised
-        if not isinstance(error.__cause__, InputError):
-            raise
-        _refuse(error.__cause__)
 
 
 def main() -> None:

@@ -15,8 +15,9 @@ import bsfa
 from bsfa.clock import Clock, clock_for
 from experiments import checks, environment
 from experiments.generation import check_batch, decode, prefill
+from experiments.plans import Planned
 from experiments.statistics import summarise
-from experiments.sweep import Bench, Lane, Place, Subject, new_process, sweep
+from experiments.sweep import Bench, Lane, Place, Subject, new_process, planned, sweep
 from experiments.tasks.base import Sample, Task
 
 log = logging.getLogger(__name__)
@@ -25,6 +26,11 @@ log = logging.getLogger(__name__)
 def run(cfg: DictConfig) -> None:
     """``python run.py experiment=niah`` and its like."""
     sweep(cfg, Prompts(instantiate(cfg.task), cfg.batch), cfg.task)
+
+
+def plan(cfg: DictConfig) -> list[Planned]:
+    """What `run` would run."""
+    return planned(cfg, Prompts(instantiate(cfg.task), cfg.batch), cfg.task)
 
 
 @dataclass(frozen=True)

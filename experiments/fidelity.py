@@ -9,7 +9,7 @@ from __future__ import annotations
 
 from collections.abc import Callable, Sequence
 from dataclasses import dataclass, field, replace
-from typing import Any, ClassVar
+from typing import Any, ClassVar, cast
 
 import numpy as np
 import torch
@@ -21,20 +21,32 @@ from bsfa.attention import Attended
 from bsfa.methods import Dense, Method
 from bsfa.methods.base import Attend, Call
 from bsfa.model import ModelInfo
+from experiments.plans import Planned
 from experiments.statistics import mean_interval
 from experiments.streams import OWN, Stream, Streams
-from experiments.sweep import Bench, Lane, Place, Subject, sweep
+from experiments.sweep import Bench, Lane, Place, Subject, planned, sweep
 from experiments.tasks import folder
 
 
 def run(cfg: DictConfig) -> None:
     """``python run.py experiment=fidelity``; ``data.root=DIR`` adds the folder's texts to the sources."""
+    sweep(cfg, *_subject(cfg))
+
+
+def plan(cfg: DictConfig) -> list[Planned]:
+    """What `run` would run."""
+    return planned(cfg, *_subject(cfg))
+
+
+def _subject(cfg: DictConfig) -> tuple[Fidelity, DictConfig]:
     settings = cfg.streams
     texts = folder.texts(cfg.data.root) if cfg.data.root else ()
     if texts:
-        settings = OmegaConf.merge(settings, {"sources": list(dict.fromkeys([*settings.sources, OWN]))})
+        settings = cast(
+            DictConfig, OmegaConf.merge(settings, {"sources": list(dict.fromkeys([*settings.sources, OWN]))})
+        )
     streams = instantiate(settings, _partial_=True)(texts=texts)  # in records by digest alone
-    sweep(cfg, Fidelity(streams), settings)
+    return Fidelity(streams), settings
 
 
 class Fidelity(Subject[Streams]):

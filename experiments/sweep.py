@@ -29,6 +29,7 @@ from experiments.config import plain
 from experiments.launchers import in_sweep
 from experiments.methods import Variant, variants
 from experiments.models import Loaded, ModelSource
+from experiments.plans import Planned
 from experiments.records import Busy, Run, Store, Writer
 from experiments.tracking import Tracker
 
@@ -118,6 +119,17 @@ def sweep(cfg: DictConfig, subject: Subject, parameters: DictConfig) -> None:
     Sweep(cfg).finish(subject, parameters)
 
 
+def planned(cfg: DictConfig, subject: Subject, parameters: DictConfig) -> list[Planned]:
+    """The runs that `sweep` would finish."""
+    ids = subject.samples.ids()
+    return [
+        Planned(
+            variant.name, variant.strength, variant.calibration().get("data", ""), list(parameters.lengths), ids, 1, run
+        )
+        for variant, run in Sweep(cfg).planned(subject, parameters)
+    ]
+
+
 class Sweep:
     """The methods of one command, for one subject after another; the model is loaded once, if anything is missing."""
 
@@ -137,7 +149,15 @@ class Sweep:
         return self.source.load()
 
     def finish(self, subject: Subject, parameters: DictConfig) -> None:
-        """Finish every run of a subject, taking it up where it stopped.
+        """Finish every run of a subject, taking it up where it stopped."""
+        name, runs = subject.samples.name, self.planned(subject, parameters)
+        missing = [(variant, run) for variant, run in runs if not run.complete]
+        log.info("%s on %s: %d runs, %d of them to do", name, self.source.label, len(runs), len(missing))
+        if missing:
+            self._measure(subject, missing)
+
+    def planned(self, subject: Subject, parameters: DictConfig) -> list[tuple[Variant, Run]]:
+        """Every variant's run of a subject.
 
         Parameters
         ----------
@@ -155,11 +175,7 @@ class Sweep:
             "model": self.source.identity(),
             "backend": pick_backend(self.backend, self.source.torch_device),
         }
-        planned = [(v, self.store.run(name, shared | {"method": v.identity()})) for v in self.variants]
-        missing = [(variant, run) for variant, run in planned if not run.complete]
-        log.info("%s on %s: %d runs, %d of them to do", name, self.source.label, len(planned), len(missing))
-        if missing:
-            self._measure(subject, missing)
+        return [(v, self.store.run(name, shared | {"method": v.identity()})) for v in self.variants]
 
     def _measure(self, subject: Subject, missing: list[tuple[Variant, Run]]) -> None:
         loaded = self.loaded

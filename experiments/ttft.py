@@ -36,8 +36,9 @@ from experiments import checks, environment, ttft_report
 from experiments.at_skip import AtSkip
 from experiments.methods import Variant, variants
 from experiments.models import Loaded, ModelSource
+from experiments.plans import Planned
 from experiments.prefill import Prefill
-from experiments.records import Store
+from experiments.records import Run, Store
 from experiments.statistics import quartiles
 from experiments.sweep import new_process
 from experiments.tasks import text
@@ -114,34 +115,64 @@ class OutOfMemory:
     said: str
 
 
+@dataclass(frozen=True)
+class Plan:
+    """One configuration's run, before the model is loaded."""
+
+    grid: Grid
+    prefill: Prefill
+    source: ModelSource
+    store: Store
+    planned: Sequence[Variant]
+    record: Run
+
+    @classmethod
+    def of(cls, cfg: DictConfig) -> Plan:
+        prefill: Prefill = instantiate(cfg.prefill)
+        source: ModelSource = instantiate(cfg.model)
+        prompt = cfg.ttft.prompt or ("random" if source.init == "random" else "prose")
+        grid: Grid = instantiate(cfg.ttft, prompt=prompt, _convert_="all")
+        store = Store(environment.own_folder(Path(cfg.results)))
+        planned = variants(cfg, store, source)
+        identity = {
+            "ttft": dataclasses.asdict(grid),
+            "model": source.identity(),
+            "methods": [variant.identity() for variant in planned],
+            "backend": pick_backend(cfg.backend, source.torch_device),
+            "device": environment.device_name(source.torch_device),
+            **({"processes": source.processes} if source.processes > 1 else {}),
+            **prefill.identity(),
+        }
+        return cls(grid, prefill, source, store, planned, store.run("ttft", identity))
+
+    def labels(self) -> list[str]:
+        """The rows of the table."""
+        sets = [_set_label(skip) for skip in self.grid.skips]
+        return [*(variant.label for variant in self.planned), *sets, *self.grid.baselines]
+
+    def ids(self) -> list[str]:
+        """The samples."""
+        return [_id(length, label) for length in self.grid.lengths for label in self.labels()]
+
+
+def plan(cfg: DictConfig) -> list[Planned]:
+    """What `run` would run."""
+    found = Plan.of(cfg)
+    methods, readings = ", ".join(found.labels()), found.grid.repeats + 1
+    return [Planned(methods, "", "", found.grid.lengths, found.ids(), readings, found.record)]
+
+
 def run(cfg: DictConfig) -> None:
     """``python run.py experiment=ttft``: measure, record, write the tables and figures."""
-    prefill: Prefill = instantiate(cfg.prefill)
     tracker: Tracker = instantiate(cfg.tracker)
-    source: ModelSource = instantiate(cfg.model)
-    prompt = cfg.ttft.prompt or ("random" if source.init == "random" else "prose")
-    grid: Grid = instantiate(cfg.ttft, prompt=prompt, _convert_="all")
-    store = Store(environment.own_folder(Path(cfg.results)))
-    planned = variants(cfg, store, source)
-    device = source.torch_device
-    described = environment.describe(device)
-    identity = {
-        "ttft": dataclasses.asdict(grid),
-        "model": source.identity(),
-        "methods": [variant.identity() for variant in planned],
-        "backend": pick_backend(cfg.backend, device),
-        "device": described["device"],
-        **({"processes": source.processes} if source.processes > 1 else {}),
-        **prefill.identity(),
-    }
-    labels = [variant.label for variant in planned] + [_set_label(skip) for skip in grid.skips] + list(grid.baselines)
-    record = store.run("ttft", identity)
-    with record.writing(described) as writer:
-        wanted = {_id(length, label) for length in grid.lengths for label in labels}
-        if missing := wanted - set(writer.done):
-            loaded = source.load()
+    found = Plan.of(cfg)
+    found.source.check_device()
+    grid, prefill, record, device = found.grid, found.prefill, found.record, found.source.torch_device
+    with record.writing(environment.describe(device)) as writer:
+        if missing := set(found.ids()) - set(writer.done):
+            loaded = found.source.load()
             loaded.check_length(max(grid.lengths), "ttft.lengths")
-            lanes, left_out = _lanes(planned, grid, prefill, loaded, cfg.backend)
+            lanes, left_out = _lanes(found.planned, grid, prefill, loaded, cfg.backend)
             cells = {length: [x for x in lanes if _id(length, x.label) in missing] for length in grid.lengths}
             place = Place(loaded, device, cfg.backend, prefill, grid.repeats)
             bar = tqdm(total=sum(map(len, cells.values())), desc="ttft", unit="cell", file=sys.stderr)
@@ -155,8 +186,8 @@ def run(cfg: DictConfig) -> None:
             summary = {"left_out": left_out, "cells": json.loads(rows.to_json(orient="records"))}
             writer.finish(summary)
             tracker.run(record, "ttft", summary)
-    [chapter] = ttft_report.chapters(store.root, only=record.id)
-    chapter.write(store.root)
+    [chapter] = ttft_report.chapters(found.store.root, only=record.id)
+    chapter.write(found.store.root)
     print(chapter.main())
 
 

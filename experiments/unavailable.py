@@ -1,4 +1,4 @@
-"""What one task of several needs and is not there: the others run, and the command ends by saying which did not."""
+"""What one of several needs and is not there: the others run, and the command ends by saying which did not."""
 
 from __future__ import annotations
 
@@ -11,16 +11,16 @@ log = logging.getLogger(__name__)
 
 
 class Unavailable(InputError):
-    """A task's data, package or access is missing; the message says which, and the way out."""
+    """A model, data, package, GPU or access is missing; the message says which, and the way out."""
 
 
 def each(names: Iterable[str], run: Callable[[str], None]) -> None:
-    """Run one task after another.
+    """Run one task or experiment after another.
 
     Raises
     ------
-    InputError
-        Once all have had their turn: the tasks that were `Unavailable`, with the reason of each.
+    Unavailable
+        Once all have had their turn: those that were, with the reason of each.
     """
     missing = {}
     for name in names:
@@ -31,4 +31,4 @@ def each(names: Iterable[str], run: Callable[[str], None]) -> None:
             missing[name] = reason
     if missing:
         reasons = "; ".join(f"{name} ({reason})" for name, reason in missing.items())
-        raise InputError(f"not run: {reasons}")
+        raise Unavailable(f"not run: {reasons}")

@@ -1,0 +1,113 @@
+"""All experiments of a profile, one after another, and the report: what ``make reproduce`` runs."""
+
+from __future__ import annotations
+
+import gc
+import logging
+from collections.abc import Mapping, Sequence
+from contextlib import suppress
+
+from hydra import compose
+from hydra.core.hydra_config import HydraConfig
+from hydra.core.override_parser.overrides_parser import OverridesParser
+from hydra.core.override_parser.types import Override
+from hydra.utils import instantiate
+from omegaconf import DictConfig, OmegaConf
+
+from bsfa.errors import InputError
+from experiments import environment, needs, plans, unavailable
+from experiments.config import call
+from experiments.models import ModelSource
+from experiments.plans import Planned
+from experiments.unavailable import Unavailable
+
+log = logging.getLogger(__name__)
+
+OWN = ("experiment", "experiments", "dry")  # settings of this experiment
+GROUPS = ("profile", "model", "method", "tracker", "launcher")  # that every experiment has
+REPORT = "report"
+
+
+def run(cfg: DictConfig) -> None:
+    """``python run.py experiment=reproduce``: say what will run and what it needs; run it, unless ``dry=true``.
+
+    Raises
+    ------
+    InputError
+        An experiment that the profile has not, a setting that none of them has.
+    Unavailable
+        Once all others have run: those whose model, data, package or GPU is missing.
+    """
+    configs = compositions(cfg)
+    if cfg.dry:
+        show(configs)
+        return
+    with suppress(Unavailable):  # named when its turn has come
+        show(configs)
+    configs[REPORT] = compose("config", [f"experiment={REPORT}", *_those_of(REPORT, _asked())])
+    unavailable.each(configs, lambda name: _finish(name, configs[name]))
+
+
+def compositions(cfg: DictConfig) -> dict[str, DictConfig]:
+    """The configuration of every experiment: the profile's settings for it, and what was asked for and it has."""
+    known: dict[str, list[str]] = OmegaConf.to_container(cfg.profile.reproduce)  # type: ignore[assignment]
+    names = list(known) if cfg.experiments is None else list(cfg.experiments)
+    if unknown := [name for name in names if name not in known]:
+        raise InputError(f"experiments: {unknown} is none of profile={cfg.profile.name}'s {', '.join(known)}")
+    asked = _asked()
+    taken = {name: _those_of(name, asked) for name in names}
+    for line in asked:
+        if not any(line in lines for lines in taken.values()):
+            raise InputError(f"{line} is a setting of none of {', '.join(names)}")
+    keys = {setting.key_or_group for setting in asked.values()}
+    own = {name: [line for line, one in _parsed(known[name]).items() if one.key_or_group not in keys] for name in names}
+    return {name: compose("config", [f"experiment={name}", *own[name], *taken[name]]) for name in names}
+
+
+def show(configs: Mapping[str, DictConfig]) -> None:
+    """Print every run, and what the runs of each model need."""
+    by_model: dict[str, tuple[ModelSource, list[Planned]]] = {}
+
+    def look(name: str) -> None:
+        cfg = configs[name]
+        plan: list[Planned] = call(cfg.experiment.plan, cfg)
+        print(f"\n{plans.markdown(plan)}", flush=True)
+        by_model.setdefault(str(cfg.model), (instantiate(cfg.model), []))[1].extend(plan)
+
+    try:
+        unavailable.each(configs, look)
+    finally:
+        for source, plan in by_model.values():
+            print("", *needs.describe(source, plan), sep="\n", flush=True)
+
+
+def _finish(name: str, cfg: DictConfig) -> None:
+    log.info("reproduce: %s", name)
+    try:
+        call(cfg.experiment.runner, cfg)
+    finally:
+        gc.collect()  # the next one times and measures memory: nothing of this one's model may be left
+        environment.release_memory(instantiate(cfg.model).torch_device)
+
+
+def _asked() -> dict[str, Override]:
+    """What the command line says, by its words, but for this experiment's own settings."""
+    given = _parsed(HydraConfig.get().overrides.task)
+    return {line: setting for line, setting in given.items() if setting.key_or_group not in OWN}
+
+
+def _those_of(name: str, asked: Mapping[str, Override]) -> list[str]:
+    """Of what was asked for, the choices between whole groups, and the settings that an experiment has."""
+    choices = [line for line, setting in asked.items() if setting.key_or_group in GROUPS]
+    config = compose("config", [f"experiment={name}", *choices])
+    return [line for line, setting in asked.items() if line in choices or setting.is_add() or _has(config, setting)]
+
+
+def _has(config: DictConfig, setting: Override) -> bool:
+    parent, _, leaf = setting.key_or_group.rpartition(".")
+    node = OmegaConf.select(config, parent) if parent else config
+    return isinstance(node, DictConfig) and leaf in node
+
+
+def _parsed(lines: Sequence[str]) -> dict[str, Override]:
+    return dict(zip(lines, OverridesParser.create().parse_overrides(list(lines)), strict=True))

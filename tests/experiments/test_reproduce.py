@@ -1,0 +1,139 @@
+"""experiment=reproduce: the plan, and one experiment after another."""
+
+from __future__ import annotations
+
+import re
+
+import pytest
+import torch
+from hydra import compose, initialize_config_dir
+from hydra.utils import instantiate
+
+from experiments.models import ModelSource
+from experiments.needs import Size, describe
+from experiments.unavailable import Unavailable
+from tests.experiments.conftest import KS, QUIET, SMALL, snapshot
+from tests.experiments.test_configs import CONF
+
+REPRODUCE = "experiment=reproduce"
+NO_GPU = pytest.mark.skipif(torch.cuda.is_available(), reason="says what is missing without a GPU")
+
+
+@pytest.fixture
+def no_model(monkeypatch):
+    monkeypatch.setattr(ModelSource, "load", None)
+
+
+def rows(out: str) -> list[list[str]]:
+    """The cells of the plan's tables, their heads aside."""
+    lines = [line.strip("|").split("|") for line in out.splitlines() if line.startswith("| ")]
+    return [[cell.strip() for cell in line] for line in lines if "experiment" not in line[0]]
+
+
+@pytest.mark.usefixtures("no_model")
+def test_a_dry_run_says_of_every_run_whether_it_is_complete_and_changes_nothing(command, model_folder, finished_copy):
+    [dense] = [file for file in finished_copy.glob("niah/*/samples.jsonl") if '"method": "dense"' in file.read_text()]
+    dense.with_name("summary.json").unlink()
+    dense.write_text("".join(dense.read_text().splitlines(keepends=True)[:3]))
+    before = snapshot(finished_copy)
+    asked = (f"model.path={model_folder}", *SMALL, "method.k=[1,2]", f"results={finished_copy}", QUIET)
+    ended = command(REPRODUCE, "dry=true", *asked)
+    assert ended.status == 0, ended.err
+    assert snapshot(finished_copy) == before
+    assert rows(ended.out) == [
+        ["niah", "dense", "", "", "800, 900", "8", "3 of 8 done"],
+        ["niah", "sdpa", "", "", "800, 900", "8", "complete"],
+        ["niah", "streaming_llm", "local_blocks=4", "", "800, 900", "8", "complete"],
+        *(["niah", "bsfa", f"k={k}", "prose", "800, 900", "8", "complete"] for k in (1, 2)),
+    ]
+
+
+@pytest.mark.usefixtures("no_model")
+def test_a_second_call_finds_everything_done_and_ends_with_the_report(command, model_folder, finished_copy):
+    asked = (f"model.path={model_folder}", *SMALL, KS, f"results={finished_copy}", QUIET)
+    ended = command(REPRODUCE, *asked)
+    assert ended.status == 0, ended.err
+    assert "5 runs, 0 of them to do" in ended.out
+    assert ended.out.rstrip().endswith(f"page: {finished_copy / 'report.html'}")
+
+
+@NO_GPU
+@pytest.mark.usefixtures("no_model")
+def test_the_papers_plan_needs_neither_gpu_nor_model_and_says_what_a_run_would(command, tmp_path):
+    ended = command(REPRODUCE, "profile=paper", "dry=true", f"results={tmp_path / 'r'}", QUIET)
+    assert ended.status == 0, ended.err
+    assert {row[0] for row in rows(ended.out)} == {"niah", "ruler", "reasoning", "kernel", "ttft"}
+    assert {row[6] for row in rows(ended.out)} == {"to do"}
+    assert "needs a CUDA GPU, and there is none here" in ended.out
+    assert "meta-llama/Llama-3.1-8B-Instruct, 8.03 billion parameters, 16.1 GB" in ended.out
+    assert "17.2 GB of keys and values at 131,072 tokens" in ended.out
+    assert re.search(r"at least \d{3} hours on an NVIDIA H200", ended.out)
+    assert snapshot(tmp_path) == {}
+
+
+@NO_GPU
+def test_what_is_missing_is_skipped_and_named_at_the_end(command, tmp_path):
+    ended = command(REPRODUCE, "profile=gpu", "experiments=[niah,kernel]", f"results={tmp_path}", QUIET)
+    assert ended.error.startswith("error: not run: niah (device cuda: this machine has no CUDA GPU")
+    assert "kernel (experiment=kernel times GPU kernels and there is no CUDA GPU here)" in ended.error
+    assert f"report ({tmp_path} holds no records" in ended.error
+
+
+def test_a_setting_goes_to_the_experiments_that_have_it(command, tmp_path):
+    asked = ("profile=gpu", "experiments=[niah,kernel,ttft]", "task.lengths=[2048]", "method=bsfa", "method.k=[8]")
+    ended = command(REPRODUCE, "dry=true", *asked, f"results={tmp_path}", QUIET)
+    assert ended.status == 0, ended.err
+    found = {row[0]: row for row in rows(ended.out)}
+    assert found["niah"][1:6] == ["bsfa", "k=8", "prose", "2048", "40"]
+    assert found["kernel"][4] == "4096, 16384, 65536, 131072"
+    assert found["ttft"][1].startswith("bsfa k=8 (prose), bsfa set to skip 80%")
+    assert "llama31_8b_random, 8.03 billion" in ended.out  # the profile's choice for ttft
+
+
+@pytest.mark.parametrize(
+    ("argument", "message"),
+    [
+        ("experiments=[niah,longbench]", "['longbench'] is none of profile=gpu's niah, ruler"),
+        ("experiments=[ruler]", "task.depths=2 is a setting of none of ruler"),
+        ("experiments=[niah] task.lengths=512", "task.lengths=512 must be a list"),
+        ("experiments=[niah] method.k=[7]", "k=7"),
+    ],
+)
+def test_what_makes_no_sense_is_refused_before_anything_runs(command, tmp_path, argument, message):
+    ended = command(REPRODUCE, "profile=gpu", "task.depths=2", *argument.split(), f"results={tmp_path}", QUIET)
+    assert message in ended.error
+    assert "not run" not in ended.error
+
+
+def test_a_models_size_is_that_of_its_configuration(tiny_model):
+    size = Size.of(tiny_model.config)
+    assert size.parameters == tiny_model.num_parameters()
+    assert size.embeddings == 2 * 128 * tiny_model.config.hidden_size
+    assert (size.cache, size.attention) == (2 * 2 * 2 * 16, 2 * 4 * 16)
+    assert size.operations(10) == 20 * (size.parameters - size.embeddings) + 2 * 100 * size.attention
+
+
+def test_a_hub_model_is_known_before_it_is_downloaded_and_the_embedded_one_is_not(tmp_path):
+    with initialize_config_dir(str(CONF), version_base="1.3"):
+        hub, embedded = (
+            instantiate(compose("config", [f"model={name}", "profile=quick"]).model)
+            for name in ("llama31_8b", "smollm2")
+        )
+    assert hub.identity() == {"name": "Llama-3.1-8B-Instruct", "dtype": "float32", "hub": hub.path, "revision": "main"}
+    assert hub.architecture().num_hidden_layers == 32
+    assert list(describe(embedded, [])) == []
+
+
+@NO_GPU
+def test_a_gpu_that_is_missing_is_missed_before_a_record_is_made(command, tmp_path):
+    for experiment in ("ttft", "kernel"):
+        ended = command(
+            f"experiment={experiment}", "profile=gpu", "model=llama31_8b_random", QUIET, f"results={tmp_path}"
+        )
+        assert "no CUDA GPU" in ended.error
+    assert snapshot(tmp_path) == {}
+
+
+def test_a_missing_model_is_unavailable(model_folder, tmp_path):
+    with pytest.raises(Unavailable, match="no model folder"):
+        ModelSource("tiny", "float32", "cpu", path=str(tmp_path / "nowhere")).load()
