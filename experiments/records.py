@@ -84,9 +84,11 @@ class Run:
         Busy
             Another process is writing it.
         InputError
-            A damaged record, no space left.
+            A damaged record or configuration, one of another schema, no space left.
         """
         with _full_disk_says_where(self.path), self._locked():
+            if (self.path / "config.yaml").is_file():
+                _read_config(self.path / "config.yaml")
             _write_whole(self.path / "config.yaml", yaml.safe_dump(self.config, sort_keys=False))
             self._note_environment(environment)
             records = self.path / "samples.jsonl"
@@ -181,14 +183,21 @@ def read_samples(path: Path) -> list[dict[str, Any]]:
 def read_runs(root: Path, experiment: str) -> Iterator[tuple[dict[str, Any], list[dict[str, Any]]]]:
     """Every run of an experiment that has a sample: its configuration and its samples."""
     for path in sorted((root / experiment).glob("*/config.yaml")):
-        try:
-            config = yaml.safe_load(path.read_text())
-        except yaml.YAMLError as error:
-            raise InputError(f"{path} is damaged; move its folder away") from error
-        if not isinstance(config, dict) or config.get("schema") != SCHEMA:
-            raise InputError(f"{path} is not of schema {SCHEMA}; move its folder away")
+        config = _read_config(path)
         if samples := read_samples(path.parent / "samples.jsonl"):
             yield {"run_id": path.parent.name, **config}, samples
+
+
+def _read_config(path: Path) -> dict[str, Any]:
+    """A run's configuration; an InputError names one that is damaged or of another schema."""
+    try:
+        config = yaml.safe_load(path.read_text(encoding="utf-8"))
+    except (yaml.YAMLError, UnicodeDecodeError) as error:
+        raise InputError(f"{path} is damaged; move its folder away") from error
+    schema = config.get("schema") if isinstance(config, dict) else None
+    if schema != SCHEMA:
+        raise InputError(f"{path} has schema {schema}, this version reads {SCHEMA}; move its folder away")
+    return config
 
 
 def _drop_torn_line(path: Path) -> None:

@@ -10,6 +10,7 @@ from hypothesis import given
 from hypothesis import strategies as st
 
 from bsfa import InputError
+from experiments import report
 from experiments.records import Run, Store, Writer, read_runs, read_samples
 
 CONFIG = {"task": {"name": "niah", "lengths": [512]}, "method": {"name": "dense"}}
@@ -93,12 +94,33 @@ def test_a_damaged_line_among_whole_ones_is_named_and_nothing_is_overwritten(run
     assert samples.read_bytes() == damaged
 
 
-def test_records_of_another_schema_are_refused(run):
+ANOTHER = [("config.yaml", "schema: 1", "schema: 99"), ("samples.jsonl", '"schema": 1', '"schema": 99')]
+
+
+@pytest.mark.parametrize("experiment", ["niah", "fidelity", "longbench", "kernel", "ttft"])
+@pytest.mark.parametrize(("name", "ours", "theirs"), ANOTHER, ids=["config", "samples"])
+def test_what_is_of_another_schema_is_neither_read_nor_written_to(tmp_path, experiment, name, ours, theirs):
+    run = Store(tmp_path).run(experiment, CONFIG)
     record(run, "a")
-    samples = run.path / "samples.jsonl"
-    samples.write_text(samples.read_text().replace('"schema": 1', '"schema": 99'))
-    with pytest.raises(InputError, match="schema 99"):
-        recorded(run)
+    file = run.path / name
+    file.write_text(file.read_text().replace(ours, theirs))
+    before = {path.name: path.read_bytes() for path in run.path.iterdir()}
+    said = f"{file}.* has schema 99, this version reads 1"
+    with pytest.raises(InputError, match=said):
+        list(read_runs(tmp_path, experiment))
+    with pytest.raises(InputError, match=said):
+        report.CHAPTERS[experiment](tmp_path)
+    with pytest.raises(InputError, match=said):
+        record(run, "b")
+    assert {path.name: path.read_bytes() for path in run.path.iterdir()} == before
+
+
+@pytest.mark.parametrize("content", [b"- 1", b"a: [", b"\xff", b""])
+def test_a_damaged_configuration_is_refused_by_name(run, tmp_path, content):
+    record(run, "a")
+    (run.path / "config.yaml").write_bytes(content)
+    with pytest.raises(InputError, match=r"config\.yaml (is damaged|has schema None)"):
+        list(read_runs(tmp_path, "niah"))
 
 
 def test_a_second_writer_is_refused_and_the_first_goes_on(run):
