@@ -25,12 +25,16 @@ log = logging.getLogger(__name__)
 
 def run(cfg: DictConfig) -> None:
     """``python run.py experiment=niah`` and its like."""
-    sweep(cfg, Prompts(instantiate(cfg.task), cfg.batch), cfg.task)
+    sweep(cfg, _prompts(cfg), cfg.task)
 
 
 def plan(cfg: DictConfig) -> list[Planned]:
     """What `run` would run."""
-    return planned(cfg, Prompts(instantiate(cfg.task), cfg.batch), cfg.task)
+    return planned(cfg, _prompts(cfg), cfg.task)
+
+
+def _prompts(cfg: DictConfig) -> Prompts:
+    return Prompts(instantiate(cfg.task), cfg.batch)
 
 
 @dataclass(frozen=True)

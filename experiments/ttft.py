@@ -7,26 +7,21 @@ differs. A length at which a method runs out of memory costs that one cell, whic
 from __future__ import annotations
 
 import dataclasses
-import gc
 import json
 import logging
 import sys
-from collections.abc import Callable, Iterator, Sequence
+from collections.abc import Callable, Sequence
 from dataclasses import dataclass
-from functools import partial
 from pathlib import Path
-from typing import Any, TypeVar
+from typing import Any
 
 import torch
 from hydra.utils import instantiate
 from omegaconf import DictConfig
 from tqdm import tqdm
 from tqdm.contrib.logging import logging_redirect_tqdm
-from transformers import DynamicCache
 
-import bsfa
 from bsfa.attention import Backend, pick_backend
-from bsfa.clock import clock_for
 from bsfa.errors import InputError
 from bsfa.methods import Method, Sdpa
 from bsfa.methods.upstream import Cudnn, FlashAttn2, FlashAttn3, TorchFlash
@@ -39,10 +34,9 @@ from experiments.models import Loaded, ModelSource
 from experiments.plans import Planned
 from experiments.prefill import Prefill
 from experiments.records import Run, Store
-from experiments.statistics import quartiles
-from experiments.sweep import new_process
 from experiments.tasks import text
 from experiments.tracking import Tracker
+from experiments.ttft_turns import Lane, Place, sample_id
 
 log = logging.getLogger(__name__)
 
@@ -50,8 +44,6 @@ BASELINES: dict[str, type[Method]] = {
     kind.name: kind for kind in (TorchFlash, Cudnn, FlashAttn3, FlashAttn2, Flex, Sdpa)
 }
 PROMPTS = ("random", "prose")
-
-T = TypeVar("T")
 
 
 @dataclass(frozen=True)
@@ -91,31 +83,6 @@ class Grid:
 
 
 @dataclass(frozen=True)
-class Lane:
-    """One row of the table: a method, or how to set one on a prompt, which is given as what reads it."""
-
-    label: str
-    make: Callable[[Callable[[], Any]], Method]
-
-
-@dataclass(frozen=True)
-class Reading:
-    """One prompt read once: seconds, and bytes in memory at the most."""
-
-    ttft: float
-    attention: float
-    skip_ratio: float
-    peak_memory: int
-
-
-@dataclass(frozen=True)
-class OutOfMemory:
-    """What the allocator said."""
-
-    said: str
-
-
-@dataclass(frozen=True)
 class Plan:
     """One configuration's run, before the model is loaded."""
 
@@ -152,7 +119,7 @@ class Plan:
 
     def ids(self) -> list[str]:
         """The samples."""
-        return [_id(length, label) for length in self.grid.lengths for label in self.labels()]
+        return [sample_id(length, label) for length in self.grid.lengths for label in self.labels()]
 
 
 def plan(cfg: DictConfig) -> list[Planned]:
@@ -173,7 +140,7 @@ def run(cfg: DictConfig) -> None:
             loaded = found.source.load()
             loaded.check_length(max(grid.lengths), "ttft.lengths")
             lanes, left_out = _lanes(found.planned, grid, prefill, loaded, cfg.backend)
-            cells = {length: [x for x in lanes if _id(length, x.label) in missing] for length in grid.lengths}
+            cells = {length: [x for x in lanes if sample_id(length, x.label) in missing] for length in grid.lengths}
             place = Place(loaded, device, cfg.backend, prefill, grid.repeats)
             bar = tqdm(total=sum(map(len, cells.values())), desc="ttft", unit="cell", file=sys.stderr)
             with bar, logging_redirect_tqdm():
@@ -225,107 +192,8 @@ def _set(loaded: Loaded, skip: float, backend: Backend) -> Callable[[Callable[[]
     return lambda read: AtSkip.set(loaded.model, read, skip, backend)
 
 
-class Place:
-    """A loaded model on its device, and the clock there."""
-
-    def __init__(self, loaded: Loaded, device: torch.device, backend: Backend, prefill: Prefill, repeats: int) -> None:
-        self.loaded, self.backend, self.prefill, self.repeats = loaded, backend, prefill, repeats
-        self.device = device
-        self.clock = clock_for(self.device)
-        self.process = new_process()
-
-    def measure(self, tokens: torch.Tensor, lanes: Sequence[Lane]) -> Iterator[dict[str, Any]]:
-        """One sample a lane. Each reads the prompt once without a clock; then they take turns."""
-        lost: dict[str, OutOfMemory] = {}
-        ready: dict[str, tuple[Method, int | None]] = {}
-        for lane in lanes:
-            match self._attempt(partial(self._warm, tokens, lane)):
-                case OutOfMemory() as out:
-                    lost[lane.label] = out
-                case warm:
-                    ready[lane.label] = warm
-        readings: dict[str, list[Reading]] = {label: [] for label in ready}
-        for _ in range(self.repeats):
-            for label, (method, _) in ready.items():
-                if label in lost:
-                    continue
-                match self._attempt(partial(self._read, tokens, method)):
-                    case OutOfMemory() as out:
-                        lost[label] = out
-                    case Reading() as reading:
-                        readings[label].append(reading)
-        for lane in lanes:
-            shared = {
-                "id": _id(tokens.shape[1], lane.label),
-                "task": "ttft",
-                "length": tokens.shape[1],
-                "method": lane.label,
-                "process": self.process,
-                "clock": self.clock.name,
-                "backend": pick_backend(self.backend, self.device),
-                "device": environment.device_name(self.device),
-            }
-            if lane.label in lost:
-                yield shared | {"out_of_memory": lost[lane.label].said}
-            else:
-                yield shared | {"driver_memory_bytes": ready[lane.label][1]} | _numbers(readings[lane.label])
-
-    def _warm(self, tokens: torch.Tensor, lane: Lane) -> tuple[Method, int | None]:
-        """The lane's method, once over the prompt, and what the driver then has in use on the device: the allocator
-        gives nothing back by itself, so that is the most it held."""
-        method = lane.make(lambda: self._fill(tokens))
-        environment.release_memory(self.device)
-        self._read(tokens, method)
-        return method, environment.driver_memory(self.device)
-
-    def _read(self, tokens: torch.Tensor, method: Method) -> Reading:
-        environment.reset_peak_memory(self.device)
-        with bsfa.apply(self.loaded.model, method, backend=self.backend, clock=self.clock) as applied:
-            environment.wait(self.device)
-            with self.clock.span() as seconds:
-                self._fill(tokens).argmax(-1)
-            return Reading(
-                seconds(),
-                applied.attention_seconds(),
-                environment.mean_over_processes(applied.skip_ratio(), self.device),
-                environment.peak_memory(self.device),
-            )
-
-    def _attempt(self, action: Callable[[], T]) -> T | OutOfMemory:
-        """What an action gives, or what the allocator said; then all that the action held is free again."""
-        try:
-            return action()
-        except torch.OutOfMemoryError as error:
-            said = str(error).splitlines()[0]
-        gc.collect()
-        environment.release_memory(self.device)
-        return OutOfMemory(said)
-
-    def _fill(self, tokens: torch.Tensor) -> torch.Tensor:
-        return self.prefill.read(self.loaded.model, tokens, DynamicCache(config=self.loaded.model.config))
-
-
-def _numbers(readings: Sequence[Reading]) -> dict[str, Any]:
-    low, middle, high = quartiles([reading.ttft for reading in readings])
-    _, attention, _ = quartiles([reading.attention for reading in readings])
-    return {
-        "ttft_s": middle,
-        "ttft_q25_s": low,
-        "ttft_q75_s": high,
-        "turns_s": [reading.ttft for reading in readings],
-        "attention_s": attention,
-        "attention_share": attention / middle,
-        "skip_ratio": readings[-1].skip_ratio,
-        "peak_memory_bytes": max(reading.peak_memory for reading in readings),
-    }
-
-
 def _set_label(skip: float) -> str:
     return f"{AtSkip.name} set to skip {skip:.0%}"
-
-
-def _id(length: int, label: str) -> str:
-    return f"{length}/{label}"
 
 
 def _line(sample: dict[str, Any]) -> str:

@@ -1,0 +1,149 @@
+"""A prompt read by one method after another: the turns of `experiment=ttft`, what each takes of time and memory."""
+
+from __future__ import annotations
+
+import gc
+from collections.abc import Callable, Iterator, Sequence
+from dataclasses import dataclass
+from functools import partial
+from typing import Any, TypeVar
+
+import torch
+from transformers import DynamicCache
+
+import bsfa
+from bsfa.attention import Backend, pick_backend
+from bsfa.clock import clock_for
+from bsfa.methods import Method
+from experiments import environment
+from experiments.models import Loaded
+from experiments.prefill import Prefill
+from experiments.statistics import quartiles
+from experiments.sweep import new_process
+
+T = TypeVar("T")
+
+
+@dataclass(frozen=True)
+class Lane:
+    """One row of the table: a method, or how to set one on a prompt, which is given as what reads it."""
+
+    label: str
+    make: Callable[[Callable[[], Any]], Method]
+
+
+@dataclass(frozen=True)
+class Reading:
+    """One prompt read once: seconds, and bytes in memory at the most."""
+
+    ttft: float
+    attention: float
+    skip_ratio: float
+    peak_memory: int
+
+
+@dataclass(frozen=True)
+class OutOfMemory:
+    """What the allocator said."""
+
+    said: str
+
+
+class Place:
+    """A loaded model on its device, and the clock there."""
+
+    def __init__(self, loaded: Loaded, device: torch.device, backend: Backend, prefill: Prefill, repeats: int) -> None:
+        self.loaded, self.backend, self.prefill, self.repeats = loaded, backend, prefill, repeats
+        self.device = device
+        self.clock = clock_for(self.device)
+        self.process = new_process()
+
+    def measure(self, tokens: torch.Tensor, lanes: Sequence[Lane]) -> Iterator[dict[str, Any]]:
+        """One sample a lane. Each reads the prompt once without a clock; then they take turns."""
+        lost: dict[str, OutOfMemory] = {}
+        ready: dict[str, tuple[Method, int | None]] = {}
+        for lane in lanes:
+            match self._attempt(partial(self._warm, tokens, lane)):
+                case OutOfMemory() as out:
+                    lost[lane.label] = out
+                case warm:
+                    ready[lane.label] = warm
+        readings: dict[str, list[Reading]] = {label: [] for label in ready}
+        for _ in range(self.repeats):
+            for label, (method, _) in ready.items():
+                if label in lost:
+                    continue
+                match self._attempt(partial(self._read, tokens, method)):
+                    case OutOfMemory() as out:
+                        lost[label] = out
+                    case Reading() as reading:
+                        readings[label].append(reading)
+        for lane in lanes:
+            shared = {
+                "id": sample_id(tokens.shape[1], lane.label),
+                "task": "ttft",
+                "length": tokens.shape[1],
+                "method": lane.label,
+                "process": self.process,
+                "clock": self.clock.name,
+                "backend": pick_backend(self.backend, self.device),
+                "device": environment.device_name(self.device),
+            }
+            if lane.label in lost:
+                yield shared | {"out_of_memory": lost[lane.label].said}
+            else:
+                yield shared | {"driver_memory_bytes": ready[lane.label][1]} | _numbers(readings[lane.label])
+
+    def _warm(self, tokens: torch.Tensor, lane: Lane) -> tuple[Method, int | None]:
+        """The lane's method, once over the prompt, and what the driver then has in use on the device: the allocator
+        gives nothing back by itself, so that is the most it held."""
+        method = lane.make(lambda: self._fill(tokens))
+        environment.release_memory(self.device)
+        self._read(tokens, method)
+        return method, environment.driver_memory(self.device)
+
+    def _read(self, tokens: torch.Tensor, method: Method) -> Reading:
+        environment.reset_peak_memory(self.device)
+        with bsfa.apply(self.loaded.model, method, backend=self.backend, clock=self.clock) as applied:
+            environment.wait(self.device)
+            with self.clock.span() as seconds:
+                self._fill(tokens).argmax(-1)
+            return Reading(
+                seconds(),
+                applied.attention_seconds(),
+                environment.mean_over_processes(applied.skip_ratio(), self.device),
+                environment.peak_memory(self.device),
+            )
+
+    def _attempt(self, action: Callable[[], T]) -> T | OutOfMemory:
+        """What an action gives, or what the allocator said; then all that the action held is free again."""
+        try:
+            return action()
+        except torch.OutOfMemoryError as error:
+            said = str(error).splitlines()[0]
+        gc.collect()
+        environment.release_memory(self.device)
+        return OutOfMemory(said)
+
+    def _fill(self, tokens: torch.Tensor) -> torch.Tensor:
+        return self.prefill.read(self.loaded.model, tokens, DynamicCache(config=self.loaded.model.config))
+
+
+def _numbers(readings: Sequence[Reading]) -> dict[str, Any]:
+    low, middle, high = quartiles([reading.ttft for reading in readings])
+    _, attention, _ = quartiles([reading.attention for reading in readings])
+    return {
+        "ttft_s": middle,
+        "ttft_q25_s": low,
+        "ttft_q75_s": high,
+        "turns_s": [reading.ttft for reading in readings],
+        "attention_s": attention,
+        "attention_share": attention / middle,
+        "skip_ratio": readings[-1].skip_ratio,
+        "peak_memory_bytes": max(reading.peak_memory for reading in readings),
+    }
+
+
+def sample_id(length: int, label: str) -> str:
+    """Of a length's cell."""
+    return f"{length}/{label}"
