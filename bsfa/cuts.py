@@ -73,7 +73,7 @@ class Cuts:
         if not (self.kept.isfinite().all() and self.cost.isfinite().all()):
             raise InputError("cuts hold NaN or infinite costs: calibrate again in fp32 or bf16")
 
-    def select(self, kl: float, shared: Sequence[str] = ()) -> torch.Tensor:
+    def select(self, kl: float, shared: Sequence[str] = (), most: float = math.inf) -> torch.Tensor:
         """The cuts that keep the fewest blocks at a loss of at most ``kl`` nats a token on the calibration texts.
 
         Parameters
@@ -82,6 +82,8 @@ class Cuts:
             Sum over all cells; a larger one never lowers a cut.
         shared : sequence of {"layers", "heads", "positions"}
             Axes along which all cells have one cut.
+        most : float
+            No cut is above this share.
 
         Returns
         -------
@@ -92,18 +94,19 @@ class Cuts:
         InputError
             An unknown axis.
         """
-        level = self._levels(kl, shared)
+        level = self._levels(kl, shared, most)
         return torch.tensor([-math.inf, *map(math.log, self.shares[1:])])[level]
 
-    def skip_ratio(self, kl: float, shared: Sequence[str] = ()) -> float:
+    def skip_ratio(self, kl: float, shared: Sequence[str] = (), most: float = math.inf) -> float:
         """The share of blocks that the cuts of `select` skip on the calibration texts."""
-        kept = self.kept.gather(0, self._levels(kl, shared)[None])
+        kept = self.kept.gather(0, self._levels(kl, shared, most)[None])
         return 1 - float(kept.sum() / self.kept[0].sum())
 
-    def _levels(self, kl: float, shared: Sequence[str]) -> torch.Tensor:
+    def _levels(self, kl: float, shared: Sequence[str], most: float) -> torch.Tensor:
         """Numbers of shares: int64 (n_layers, n_heads, n_classes)."""
+        allowed = sum(share <= most for share in self.shares)
         # A cut that keeps more than a lower one, or costs less, does so by chance.
-        cost, kept = self.cost.double(), self.kept.double()
+        cost, kept = self.cost[:allowed].double(), self.kept[:allowed].double()
         check_shared(shared)
         for axis in shared:
             cost, kept = (x.sum(AXES[axis], keepdim=True) for x in (cost, kept))

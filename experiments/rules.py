@@ -126,7 +126,7 @@ class CutsRule(Rule):
     file: ClassVar[str] = "cuts.safetensors"
 
     def check(self, calibration: Calibration, method: DictConfig) -> None:
-        check_strength(method.kl, method.shared)
+        check_strength(method.kl, method.shared, method.get("most"))
         if calibration.length < self.tail:
             raise InputError(
                 f"calibration.length={calibration.length} is under the {self.tail} tokens that fisher_share looks at; "
@@ -140,7 +140,7 @@ class CutsRule(Rule):
         return Cuts.load(path)
 
     def given(self, path: Path, method: DictConfig) -> tuple[Any, dict[str, Any]]:
-        check_strength(method.kl, method.shared)
+        check_strength(method.kl, method.shared, method.get("most"))
         table = self.load(path)
         return table, _origin(table)
 

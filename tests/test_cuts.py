@@ -128,3 +128,9 @@ def test_another_model_is_refused(model, message):
     found = ladder(0)
     with pytest.raises(InputError, match=message):
         Cuts(found.kept, found.cost, found.shares, found.edges, provenance=Provenance("m", "f")).check(model)
+
+
+def test_no_cut_is_above_the_most_that_a_head_may_drop():
+    found = ladder(0)
+    assert found.select(1e9, most=0.1).exp().max() == pytest.approx(0.1)
+    assert found.skip_ratio(1e9, most=0.1) < found.skip_ratio(1e9)

@@ -43,23 +43,29 @@ class FisherShare(Method):
         lost: ``experiment=fidelity`` measures it.
     shared : sequence of {"layers", "heads", "positions"}
         Axes along which all have one cut: what the others bring is measured with these.
+    most : float, optional
+        A share: an entry worth more of its row than this keeps its block, whatever the budget. The estimate is of second
+        order, around distributions that are sure of themselves too: there it takes a loss that turns them over for a
+        small one, as where an answer is copied from one place.
     """
 
     cuts: Cuts
     kl: float
     shared: Sequence[str] = ()
+    most: float | None = None
 
     name: ClassVar[str] = "fisher_share"
 
     def __post_init__(self) -> None:
-        check_strength(self.kl, self.shared)
+        check_strength(self.kl, self.shared, self.most)
 
     def bind(self, model: ModelInfo) -> Attend:
         self.cuts.check(model)
-        return attend_by_distance(self.cuts.select(self.kl, self.shared), self.cuts.edges, model)
+        most = math.inf if self.most is None else self.most
+        return attend_by_distance(self.cuts.select(self.kl, self.shared, most), self.cuts.edges, model)
 
 
-def check_strength(kl: float, shared: Sequence[str]) -> None:
+def check_strength(kl: float, shared: Sequence[str], most: float | None = None) -> None:
     """Refuse what `FisherShare` would, before there are cuts.
 
     Raises
@@ -68,3 +74,5 @@ def check_strength(kl: float, shared: Sequence[str]) -> None:
     """
     number("kl", kl, above=0, most=math.inf)
     check_shared(shared)
+    if most is not None:
+        number("most", most, above=0, most=math.inf)
