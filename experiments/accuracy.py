@@ -15,6 +15,7 @@ import bsfa
 from bsfa.clock import Clock, clock_for
 from experiments import checks, environment
 from experiments.generation import check_batch, decode, prefill
+from experiments.prefill import Prefill
 from experiments.statistics import summarise
 from experiments.sweep import Bench, Lane, Place, Subject, new_process, sweep
 from experiments.tasks.base import Sample, Task
@@ -24,7 +25,7 @@ log = logging.getLogger(__name__)
 
 def run(cfg: DictConfig) -> None:
     """``python run.py experiment=niah`` and its like."""
-    sweep(cfg, Prompts(instantiate(cfg.task), cfg.batch), cfg.task)
+    sweep(cfg, Prompts(instantiate(cfg.task), cfg.batch, prefill=instantiate(cfg.prefill)), cfg.task)
 
 
 @dataclass(frozen=True)
@@ -40,7 +41,7 @@ class Prompts(Subject[Task]):
         checks.count("batch", self.batch)
 
     def bench(self, place: Place) -> Bench:
-        return Answers(self.samples, place, self.batch)
+        return Answers(self.samples, place, self.batch, self.prefill)
 
     def summarise(self, samples: Sequence[dict[str, Any]]) -> dict[str, Any]:
         return summarise(samples)
@@ -52,11 +53,12 @@ class Prompts(Subject[Task]):
 class Answers(Bench):
     """A loaded model that answers a task's prompts."""
 
-    def __init__(self, task: Task, place: Place, batch: int) -> None:
+    def __init__(self, task: Task, place: Place, batch: int, how: Prefill) -> None:
         check_batch(place.loaded.model, batch)
         self.task = task
         self.place = place
         self.batch = batch
+        self.how = how
         self.clock: Clock = clock_for(place.device)
         self.process = new_process()
 
@@ -84,7 +86,7 @@ class Answers(Bench):
         prompts, seen = [], []
         for sample in samples:
             with self._applied(lane) as applied:
-                prompts.append(prefill(model, sample.tokens, self.clock))
+                prompts.append(prefill(model, sample.tokens, self.how, self.clock))
             seen.append(applied)
         with self._applied(lane):
             answers = decode(model, tokenizer, prompts, max(sample.max_new_tokens for sample in samples))
