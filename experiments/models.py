@@ -76,6 +76,8 @@ class ModelSource:
     shape: dict[str, Any] | None = None
 
     def __post_init__(self) -> None:
+        if self.path == "":
+            raise InputError("model.path= is empty; give a folder or a hub id, or leave it out")
         if self.init not in INITS:
             raise InputError(f"model.init={self.init} is none of {', '.join(INITS)}")
         if self.init == "pretrained" and self.shape and not self.path:

@@ -64,6 +64,7 @@ class Niah(Task):
     def __post_init__(self) -> None:
         for name in ("depths", "samples", "max_new_tokens"):
             checks.count(f"task.{name}", getattr(self, name))
+        checks.seed("task.seed", self.seed)
         checks.counts("task.lengths", self.lengths)
         if not self.haystacks:
             raise InputError(f"task.haystacks must hold one of {', '.join(text.HAYSTACKS)}")
