@@ -29,6 +29,7 @@ OmegaConf.register_new_resolver("gpus", lambda: max(1, torch.cuda.device_count()
 @hydra.main(version_base="1.3", config_path="conf", config_name="config")
 def job(cfg: DictConfig) -> None:
     transformers_logging.set_verbosity_error()
+    logging.getLogger("huggingface_hub").setLevel(logging.ERROR)  # its warnings are of each retry
     try:
         launchers.check_mode()
         if cfg.own_gpu:

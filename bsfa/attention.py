@@ -248,10 +248,12 @@ def pick_backend(backend: str, device: torch.device) -> str:
     Raises
     ------
     InputError
-        An unknown backend.
+        An unknown backend, or ``cuda`` on a device that is none.
     """
     if backend not in BACKENDS:
         raise InputError(f"backend {backend!r} is none of {', '.join(BACKENDS)}")
+    if backend == "cuda" and device.type != "cuda":
+        raise InputError(f"backend 'cuda' needs tensors on a CUDA device, got {device}; move them or use 'reference'")
     if backend == "auto":
         return "cuda" if device.type == "cuda" else "reference"
     return backend

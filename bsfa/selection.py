@@ -117,6 +117,13 @@ def highest(values: torch.Tensor, count: torch.Tensor | int) -> torch.Tensor:
     return select(values, lambda ordered: (ranks < count).expand_as(ordered))
 
 
+def vertical_slash(keys: torch.Tensor, distances: torch.Tensor) -> torch.Tensor:
+    """Blocks of a chosen key block, or at a chosen distance of blocks: bool (..., n) each -> bool (..., n, n)."""
+    block = torch.arange(keys.shape[-1], device=keys.device)
+    apart = (block[:, None] - block[None, :]).clamp(min=0)
+    return keys[..., None, :] | distances[..., apart]
+
+
 def last_attention(call: Call, n: int) -> torch.Tensor:
     """Dense attention of a call's last ``n`` queries: probabilities, fp32 (B, Hq, n, Sk)."""
     grid = BlockGrid(n, call.k.shape[1], causal=True, window_size=call.window_size, block_q=n)

@@ -132,6 +132,8 @@ class Thresholds:
             raise InputError(f"{path} is not a threshold file: it has no {', '.join(missing)}")
         if not isinstance(content["thresholds"], torch.Tensor):
             raise InputError(f"{path}: thresholds must be a tensor, got {type(content['thresholds']).__name__}")
+        if content["thresholds"].is_complex():
+            raise InputError(f"{path}: thresholds must be real numbers, got {content['thresholds'].dtype}")
         try:
             k_values = tuple(int(k) for k in content["k_values"])
             block_size = (int(content["q_block_size"]), int(content["k_block_size"]))

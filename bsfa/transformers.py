@@ -202,7 +202,25 @@ class _Adapter:
         """Heads-first in (B, H, S, D), sequence-first out (B, S, H, D), as the interface has it."""
         if query.shape[2] == 1:
             return _decode(module, query, key, value, attention_mask, dropout, scaling, softcap, **rest)
-        layer = module.layer_idx
+        return self._prefill(
+            module.layer_idx, query, key, value, attention_mask, dropout, scaling, sliding_window, softcap, **rest
+        )
+
+    @torch.compiler.disable(reason="bsfa.apply runs a prefill's attention eagerly; compile without fullgraph=True")
+    def _prefill(
+        self,
+        layer: int,
+        query: torch.Tensor,
+        key: torch.Tensor,
+        value: torch.Tensor,
+        attention_mask: torch.Tensor | None,
+        dropout: float,
+        scaling: float | None,
+        sliding_window: int | None,
+        softcap: float | None,
+        **rest,
+    ) -> tuple[torch.Tensor, None]:
+        """A method keeps count and may read its own selection: under torch.compile the model is compiled around it."""
         if dropout:
             raise NotImplementedError(f"layer {layer}: attention dropout {dropout}; call model.eval() first")
         if rest.get("s_aux") is not None or rest.get("position_bias") is not None:
@@ -249,7 +267,8 @@ class _Adapter:
             raise NotImplementedError(
                 f"layer {call.layer}: position ids that start again say that the batch is packed; pass cu_seq_lens_q, "
                 "cu_seq_lens_k, max_length_q and max_length_k too (DataCollatorWithFlattening makes them), or a 2-D "
-                "attention_mask, one sequence a row"
+                "attention_mask, one sequence a row. Under torch.compile every batch without a cache passes for "
+                "packed: use_cache=True, or the mask"
             )
         if len(call.q) != 1:
             raise InputError(f"a packed batch is one row of tokens, got {len(call.q)} rows")

@@ -16,6 +16,7 @@ from bsfa.clock import Clock, clock_for
 from experiments import checks, environment
 from experiments.generation import check_batch, decode, prefill
 from experiments.plans import Planned
+from experiments.prefill import Prefill
 from experiments.statistics import summarise
 from experiments.sweep import Bench, Lane, Place, Subject, new_process, planned, sweep
 from experiments.tasks.base import Sample, Task
@@ -34,7 +35,7 @@ def plan(cfg: DictConfig) -> list[Planned]:
 
 
 def _prompts(cfg: DictConfig) -> Prompts:
-    return Prompts(instantiate(cfg.task), cfg.batch)
+    return Prompts(instantiate(cfg.task), cfg.batch, prefill=instantiate(cfg.prefill))
 
 
 @dataclass(frozen=True)
@@ -50,7 +51,7 @@ class Prompts(Subject[Task]):
         checks.count("batch", self.batch)
 
     def bench(self, place: Place) -> Bench:
-        return Answers(self.samples, place, self.batch)
+        return Answers(self.samples, place, self.batch, self.prefill)
 
     def summarise(self, samples: Sequence[dict[str, Any]]) -> dict[str, Any]:
         return summarise(samples)
@@ -62,11 +63,12 @@ class Prompts(Subject[Task]):
 class Answers(Bench):
     """A loaded model that answers a task's prompts."""
 
-    def __init__(self, task: Task, place: Place, batch: int) -> None:
+    def __init__(self, task: Task, place: Place, batch: int, how: Prefill) -> None:
         check_batch(place.loaded.model, batch)
         self.task = task
         self.place = place
         self.batch = batch
+        self.how = how
         self.clock: Clock = clock_for(place.device)
         self.process = new_process()
 
@@ -94,7 +96,7 @@ class Answers(Bench):
         prompts, seen = [], []
         for sample in samples:
             with self._applied(lane) as applied:
-                prompts.append(prefill(model, sample.tokens, self.clock))
+                prompts.append(prefill(model, sample.tokens, self.how, self.clock))
             seen.append(applied)
         with self._applied(lane):
             answers = decode(model, tokenizer, prompts, max(sample.max_new_tokens for sample in samples))

@@ -58,6 +58,7 @@ class Calibration:
     def __post_init__(self) -> None:
         checks.count("calibration.length", self.length)
         checks.count("calibration.samples", self.samples)
+        checks.seed("calibration.seed", self.seed)
         checks.counts("calibration.k_values", self.k_values)
         if self.data not in (*text.HAYSTACKS, MIXED) and not Path(self.data).is_file():
             known = ", ".join((*text.HAYSTACKS, MIXED))
@@ -142,8 +143,16 @@ class GivenFile:
 
 
 def calibrations(cfg: DictConfig) -> list[Calibration]:
-    """One calibration for each name in ``calibration.data``."""
+    """One calibration for each name in ``calibration.data``.
+
+    Raises
+    ------
+    InputError
+        No name, or a calibration that makes no sense.
+    """
     names = [cfg.calibration.data] if isinstance(cfg.calibration.data, str) else list(cfg.calibration.data)
+    if not names:
+        raise InputError("calibration.data=[] names no texts; give prose, noise, mixed or a text file")
     return [instantiate(cfg.calibration, data=name) for name in dict.fromkeys(names)]
 
 

@@ -27,3 +27,14 @@ def count(setting: str, value: object) -> None:
     """
     if not (isinstance(value, int) and value > 0):
         raise InputError(f"{setting}={value} must be a whole number from 1")
+
+
+def seed(setting: str, value: object) -> None:
+    """Refuse anything but a whole number from 0.
+
+    Raises
+    ------
+    InputError
+    """
+    if not (isinstance(value, int) and value >= 0):
+        raise InputError(f"{setting}={value} must be a whole number from 0")

@@ -13,6 +13,7 @@ from transformers.cache_utils import DynamicLayer
 
 from bsfa.clock import Clock
 from bsfa.errors import InputError
+from experiments.prefill import Prefill
 
 
 @dataclass(frozen=True)
@@ -58,13 +59,12 @@ def check_batch(model: PreTrainedModel, batch: int) -> None:
 
 
 @torch.inference_mode()
-def prefill(model: PreTrainedModel, tokens: tuple[int, ...], clock: Clock) -> Prefilled:
+def prefill(model: PreTrainedModel, tokens: tuple[int, ...], how: Prefill, clock: Clock) -> Prefilled:
     """Read one prompt, up to the answer's first token."""
     cache = DynamicCache(config=model.config)
     prompt = torch.tensor([tokens], device=model.device)
     with clock.span() as ttft:
-        logits = model(input_ids=prompt, past_key_values=cache, use_cache=True, logits_to_keep=1).logits
-        token = logits[0, -1].argmax()
+        token = how.read(model, prompt, cache)[0].argmax()
     return Prefilled(cache, len(tokens), token, ttft)
 
 

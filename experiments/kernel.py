@@ -78,6 +78,7 @@ class Grid:
     def __post_init__(self) -> None:
         checks.counts("kernel.lengths", list(self.lengths))
         checks.count("kernel.repeats", self.repeats)
+        checks.seed("kernel.seed", self.seed)
         if not all(0 <= skip < 1 for skip in self.skips):
             raise InputError(f"kernel.skips={list(self.skips)} must be shares from 0 to below 1")
         for name, values, known in (

@@ -9,6 +9,7 @@ from omegaconf import DictConfig, OmegaConf
 
 from experiments import unavailable
 from experiments.accuracy import Prompts
+from experiments.prefill import Prefill
 from experiments.sweep import Sweep
 from experiments.tasks.longbench import Documents, LongBench
 from experiments.tasks.longbench_data import SCORERS, Folder, Hub, Source
@@ -21,6 +22,7 @@ def run(cfg: DictConfig) -> None:
     settings: LongBench = instantiate(cfg.task)
     source: Source = Folder(cfg.data.root) if cfg.data.root else Hub()
     scorer = SCORERS[settings.scorer]()
+    prefill: Prefill = instantiate(cfg.prefill)
     sweep = Sweep(cfg)
 
     def finish(task: str) -> None:
@@ -33,6 +35,6 @@ def run(cfg: DictConfig) -> None:
             "samples": settings.samples,
             "protocol": documents.protocol,
         }
-        sweep.finish(Prompts(documents, cfg.batch), OmegaConf.create(parameters))
+        sweep.finish(Prompts(documents, cfg.batch, prefill=prefill), OmegaConf.create(parameters))
 
     unavailable.each(settings.tasks, finish)

@@ -6,8 +6,8 @@ import hashlib
 import json
 import os
 from dataclasses import dataclass
-from importlib import import_module
 from importlib.metadata import PackageNotFoundError, version
+from importlib.util import find_spec
 from pathlib import Path
 from typing import Any
 
@@ -84,6 +84,8 @@ class ModelSource:
     shape: dict[str, Any] | None = None
 
     def __post_init__(self) -> None:
+        if self.path == "":
+            raise InputError("model.path= is empty; give a folder or a hub id, or leave it out")
         if self.init not in INITS:
             raise InputError(f"model.init={self.init} is none of {', '.join(INITS)}")
         if self.init == "pretrained" and self.shape and not self.path:
@@ -212,8 +214,8 @@ class ModelSource:
         """What `from_pretrained` takes: a path or hub id, and its options."""
         if not self.path:
             self._package_version()
-            module = import_module((self.package or "").replace("-", "_"))
-            return _gguf(Path(str(module.__file__)).parent)
+            found = find_spec((self.package or "").replace("-", "_"))  # not imported: only its file is wanted
+            return _gguf(Path(str(found and found.origin)).parent)
         folder = Path(self.path)
         if folder.is_absolute() and not folder.exists():
             raise Unavailable(f"there is no model folder {folder}")

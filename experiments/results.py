@@ -55,7 +55,7 @@ def sections(root: Path, experiment: str, sizes: Collection[str] = ()) -> list[S
     """
     groups: dict[str, list[tuple[dict[str, Any], list[dict[str, Any]]]]] = {}
     for config, samples in read_runs(root, experiment):
-        shared = {key: config[key] for key in ("model", "backend")}
+        shared: dict[str, Any] = {key: config[key] for key in ("model", "backend", "prefill") if key in config}
         shared["task"] = {key: value for key, value in config["task"].items() if key not in sizes}
         groups.setdefault(json.dumps(shared, sort_keys=True), []).append((config, samples))
     return [_section(hashlib.sha256(key.encode()).hexdigest()[:6], groups[key]) for key in sorted(groups)]
@@ -83,7 +83,8 @@ def _section(digest: str, runs: list[tuple[dict[str, Any], list[dict[str, Any]]]
     devices = ", ".join(sorted(joined["device"].unique()))
     lengths = ", ".join(map(str, sorted({length for config, _ in runs for length in config["task"]["lengths"]})))
     protocol = f" (protocol {task['protocol']})" if "protocol" in task else ""
-    title = f"{task['name']}{protocol} at {lengths} tokens, {model['name']}, {model['dtype']}, {devices}"
+    chunks = f" in chunks of {runs[0][0]['prefill']['chunk']}" if "prefill" in runs[0][0] else ""
+    title = f"{task['name']}{protocol} at {lengths} tokens{chunks}, {model['name']}, {model['dtype']}, {devices}"
     return Section(title, f"{task['name']}-{model['name']}-{digest}", joined, task["name"], model["name"], devices)
 
 

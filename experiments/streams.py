@@ -64,6 +64,7 @@ class Streams:
     def __post_init__(self) -> None:
         checks.counts("streams.lengths", self.lengths)
         checks.count("streams.samples", self.samples)
+        checks.seed("streams.seed", self.seed)
         checks.count("streams.tail", self.tail)
         if self.tail >= min(self.lengths):
             raise InputError(f"streams.tail={self.tail} must be under the shortest of streams.lengths={self.lengths}")

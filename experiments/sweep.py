@@ -8,7 +8,7 @@ import uuid
 from abc import ABC, abstractmethod
 from collections.abc import Callable, Iterator, Sequence
 from contextlib import ExitStack
-from dataclasses import dataclass
+from dataclasses import dataclass, field
 from functools import cached_property
 from pathlib import Path
 from typing import Any, ClassVar, Generic, Protocol, TypeVar
@@ -30,6 +30,7 @@ from experiments.launchers import in_sweep
 from experiments.methods import Variant, variants
 from experiments.models import Loaded, ModelSource
 from experiments.plans import Planned
+from experiments.prefill import Prefill
 from experiments.records import Busy, Run, Store, Writer
 from experiments.tracking import Tracker
 
@@ -95,9 +96,10 @@ S = TypeVar("S", bound=Samples)
 
 @dataclass(frozen=True)
 class Subject(ABC, Generic[S]):
-    """What is measured on samples, and what is said of it."""
+    """What is measured on samples, how their prompts are read, and what is said of it."""
 
     samples: S
+    prefill: Prefill = field(default_factory=Prefill, kw_only=True)
 
     lengths_key: ClassVar[str]  # the setting that `Samples.longest` comes from, for an error
     unit: ClassVar[str]  # of the progress bar
@@ -174,6 +176,7 @@ class Sweep:
             },
             "model": self.source.identity(),
             "backend": pick_backend(self.backend, self.source.torch_device),
+            **subject.prefill.identity(),
         }
         return [(v, self.store.run(name, shared | {"method": v.identity()})) for v in self.variants]
 
@@ -181,10 +184,7 @@ class Sweep:
         loaded = self.loaded
         loaded.check_length(subject.samples.longest(), subject.lengths_key)
         next(subject.samples.make(loaded.tokenizer))  # what cannot be made is known before calibration
-        info = describe(loaded.model)
-        methods = [variant.build(loaded) for variant, _ in missing]
-        for method in methods:
-            method.bind(info)  # refuses a method of another model before any sample is run
+        methods = self._build(subject, [variant for variant, _ in missing])
         device = self.source.torch_device
         with ExitStack() as locks:
             lanes = [
@@ -201,6 +201,18 @@ class Sweep:
                 lane.writer.finish(summary)
                 self.tracker.run(lane.writer.run, lane.variant.label, summary)
                 log.info("%s: %s -> %s", lane.variant.label, subject.describe(summary), lane.writer.run.path)
+
+    def _build(self, subject: Subject, planned: Sequence[Variant]) -> list[Method]:
+        """The methods, all of them refused or none before a sample is run; what waits for calibration comes last."""
+        info = describe(self.loaded.model)
+        methods: dict[int, Method] = {}
+        for calibrated in (False, True):
+            turn = {n: v.build(self.loaded) for n, v in enumerate(planned) if (v.source is not None) == calibrated}
+            subject.prefill.check(turn.values(), subject.samples.longest())
+            for method in turn.values():
+                method.bind(info)  # refuses a method of another model
+            methods |= turn
+        return [methods[n] for n in range(len(planned))]
 
 
 def _taken(run: Run, described: dict[str, Any], locks: ExitStack) -> Writer | None:

@@ -66,6 +66,7 @@ class Grid:
     def __post_init__(self) -> None:
         checks.counts("ttft.lengths", self.lengths)
         checks.count("ttft.repeats", self.repeats)
+        checks.seed("ttft.seed", self.seed)
         if not all(isinstance(skip, (int, float)) and 0 <= skip < 1 for skip in self.skips):
             raise InputError(f"ttft.skips={list(self.skips)} must be shares from 0 to below 1, such as [0.5,0.8]")
         if unknown := [name for name in self.baselines if name not in BASELINES]:

@@ -24,6 +24,7 @@ WORKER = "tests.parallel"
 
 def torchrun(*arguments: str, devices: str) -> str:
     """Run `tests.parallel` in two processes, on GPUs or, where ``devices`` is empty, on the CPU; what they printed."""
+    path = os.pathsep.join(filter(None, [str(ROOT), os.environ.get("PYTHONPATH")]))
     ended = subprocess.run(
         [
             sys.executable,
@@ -37,7 +38,7 @@ def torchrun(*arguments: str, devices: str) -> str:
             *arguments,
         ],
         cwd=ROOT,
-        env=os.environ | {"PYTHONPATH": str(ROOT), "OMP_NUM_THREADS": "1", "CUDA_VISIBLE_DEVICES": devices},
+        env=os.environ | {"PYTHONPATH": path, "OMP_NUM_THREADS": "1", "CUDA_VISIBLE_DEVICES": devices},
         capture_output=True,
         text=True,
     )

@@ -95,6 +95,7 @@ def test_a_truncated_file_is_refused(tmp_path, suffix):
         ({"k_values": [8]}, "2 tables for the 1 values"),
         ({"k_values": ["a", "b"]}, "whole numbers"),
         ({"thresholds": torch.full((2, 2, 4, 3), math.nan)}, "NaN"),
+        ({"thresholds": torch.zeros(2, 2, 4, 3, dtype=torch.complex64)}, "real numbers"),
     ],
 )
 def test_a_file_that_holds_something_else_is_refused(tmp_path, change, message):

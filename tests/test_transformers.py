@@ -173,6 +173,24 @@ def test_thresholds_of_another_model_are_refused_before_anything_changes(tiny_mo
 
 
 @torch.no_grad()
+def test_a_compiled_model_decides_and_answers_as_it_does_uncompiled(tiny_model):
+    tokens = torch.randint(3, 100, (1, 300))
+    method = Bsfa(bsfa.calibrate(tiny_model, [tokens], [1], progress=False), 1)
+    compiled = torch.compile(tiny_model, backend="eager")
+    answered = []
+    for served in (tiny_model, compiled):
+        with bsfa.apply(served, method) as applied:
+            answered.append((served(tokens).logits, applied.skip_ratio_by_layer()))
+    (plain, skipped), (logits, ratios) = answered
+    torch.testing.assert_close(logits, plain)
+    assert ratios == skipped
+    assert min(ratios) > 0
+    torch._dynamo.reset()
+    with bsfa.apply(tiny_model, method), pytest.raises(torch._dynamo.exc.Unsupported, match="without fullgraph=True"):
+        torch.compile(tiny_model, backend="eager", fullgraph=True)(tokens)
+
+
+@torch.no_grad()
 def test_masks_that_are_not_causal_with_padding_are_refused(tiny_model):
     tokens = torch.randint(3, 100, (1, 64))
     with bsfa.apply(tiny_model, Dense()):

@@ -34,6 +34,7 @@ from bsfa.selection import (
     scores,
     select,
     sum_pool,
+    vertical_slash,
     visible,
 )
 
@@ -96,9 +97,7 @@ class FlexPrefill(Selecting):
         columns, diagonals = (
             highest(blocks, self.count(tokens, aware)) for blocks, tokens in ((first, vertical), (main, slash))
         )
-        block = torch.arange(columns.shape[-1], device=columns.device)
-        apart = (block[:, None] - block[None, :]).clamp(min=0)
-        return columns[:, :, None] | diagonals.flip(-1)[..., apart]
+        return vertical_slash(columns, diagonals.flip(-1))
 
     def count(self, tokens: torch.Tensor, aware: torch.Tensor) -> torch.Tensor:
         """Blocks to keep of a mass by token (B, Hq, Sk): int64 (B, Hq, 1)."""

@@ -34,6 +34,7 @@ from bsfa.selection import (
     refuse_chunks,
     scores,
     sum_pool,
+    vertical_slash,
     visible,
 )
 
@@ -141,9 +142,7 @@ class HeadPatterns:
         keys, distances = highest(by_key, self.vertical), highest(by_distance, self.slash)
         # Blocks g apart hold the distances from 64 g - 63 to 64 g + 63.
         reach = pad(distances, (BLOCK - 1, native.n_k * BLOCK - distances.shape[-1])).unfold(-1, 2 * BLOCK - 1, BLOCK)
-        block = torch.arange(native.n_k, device=keys.device)
-        apart = (block[:, None] - block[None, :]).clamp(min=0)
-        return (sum_pool(keys, BLOCK) > 0)[:, :, None] | reach.any(-1)[..., apart]
+        return vertical_slash(sum_pool(keys, BLOCK) > 0, reach.any(-1))
 
     def best_blocks(self, call: Call, native: BlockGrid) -> torch.Tensor:
         """A query block's best blocks by pooled scores: bool (B, Hq, n, n)."""

@@ -9,6 +9,7 @@ from __future__ import annotations
 import itertools
 from collections.abc import Iterator, Sequence
 from dataclasses import dataclass
+from functools import cache
 from random import Random
 from typing import ClassVar
 
@@ -63,6 +64,7 @@ class Niah(Task):
     def __post_init__(self) -> None:
         for name in ("depths", "samples", "max_new_tokens"):
             checks.count(f"task.{name}", getattr(self, name))
+        checks.seed("task.seed", self.seed)
         checks.counts("task.lengths", self.lengths)
         if not self.haystacks:
             raise InputError(f"task.haystacks must hold one of {', '.join(text.HAYSTACKS)}")
@@ -79,8 +81,7 @@ class Niah(Task):
         return [f"{haystack}-{length}-{depth:g}-{n}" for haystack, length, depth, n in self._grid()]
 
     def make(self, tokenizer: PreTrainedTokenizerBase) -> Iterator[Sample]:
-        random = Random()
-        words = RandomWord(rng=random)  # reads its lists, which takes a while: once for all samples
+        words, random = _words()
         numbered = enumerate(zip(self._grid(), self.ids(), strict=True), start=self.seed)
         for seed, ((haystack, length, depth, _), name) in numbered:
             random.seed(seed)
@@ -96,6 +97,13 @@ class Niah(Task):
         last = max(1, self.depths - 1)
         depths = [round(100 * i / last, 1) for i in range(self.depths)] if self.depths > 1 else [50.0]
         return itertools.product(self.haystacks, self.lengths, depths, range(self.samples))
+
+
+@cache
+def _words() -> tuple[RandomWord, Random]:
+    """wonderwords' lists, which take a while to read, and the random numbers it draws by: every sample seeds them."""
+    random = Random()
+    return RandomWord(rng=random), random
 
 
 @dataclass(frozen=True)

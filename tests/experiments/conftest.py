@@ -29,6 +29,20 @@ FIDELITY = (
     "streams.tail=16",
     KS,
 )
+FRONTIER = (  # every method, of strengths no more than a curve wants
+    *FIDELITY,
+    "method.members.streaming_llm.local_blocks=[2,8]",
+    "method.members.minference.ratio=0.01",
+    "method.members.flexprefill.gamma=0.9",
+    "method.members.xattention.threshold=0.9",
+    "method.members.spargeattn.cdf=0.9",
+    "method.members.spargeattn_topk.share=0.5",
+    "method.members.flashprefill.alpha=0.12",
+    "method.members.blasst.factor=[8,128]",
+    "method.members.row_share.share=[0.003,0.03]",
+    "method.members.late_share.share=0.2",
+    "method.members.fisher_share.kl=0.006",
+)
 SUITES = (  # two answers at a time
     ("experiment=ruler", "task.tasks=[vt,fwe]"),
     ("experiment=reasoning", "task.tasks=[one_fact]"),
@@ -92,7 +106,7 @@ def finished(tmp_path_factory: pytest.TempPathFactory, model_folder: Path) -> Pa
 def compared(tmp_path_factory: pytest.TempPathFactory, model_folder: Path) -> Path:
     """A results folder with every method's fidelity to dense attention and a report. Read only."""
     results = tmp_path_factory.mktemp("compared") / "results"
-    for arguments in ((*FIDELITY, f"model.path={model_folder}"), ("experiment=report",)):
+    for arguments in ((*FRONTIER, f"model.path={model_folder}"), ("experiment=report",)):
         ended = run_here(*arguments, QUIET, f"results={results}")
         assert ended.status == 0, ended.err
     return results

@@ -8,7 +8,7 @@ import pytest
 
 from experiments.frontier import skip_at
 from experiments.streams import Streams
-from tests.experiments.conftest import FIDELITY, QUIET, run_here
+from tests.experiments.conftest import FIDELITY, FRONTIER, QUIET, run_here
 
 LAYERS, HEADS = 2, 4  # of the model in tests/conftest.py
 
@@ -40,7 +40,7 @@ def test_a_method_that_drops_blocks_is_at_a_distance_and_drops_mass(compared):
 
 def test_a_second_call_finds_everything_done(compared, model_folder):
     before = samples(compared)
-    ended = run_here(*FIDELITY, f"model.path={model_folder}", QUIET, f"results={compared}")
+    ended = run_here(*FRONTIER, f"model.path={model_folder}", QUIET, f"results={compared}")
     assert ended.status == 0
     assert "0 of them to do" in ended.out + ended.err
     assert len(samples(compared)) == len(before)

