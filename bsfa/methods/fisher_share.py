@@ -44,7 +44,7 @@ class FisherShare(Method):
     shared : sequence of {"layers", "heads", "positions"}
         Axes along which all have one cut: what the others bring is measured with these.
     most : float, optional
-        A share: an entry worth more of its row than this keeps its block, whatever the budget. The estimate is of second
+        A share: an entry worth more of its row keeps its block, whatever the budget. The estimate is of second
         order, around distributions that are sure of themselves too: there it takes a loss that turns them over for a
         small one, as where an answer is copied from one place.
     """
