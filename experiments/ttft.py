@@ -137,7 +137,10 @@ def run(cfg: DictConfig) -> None:
     found.source.check_device()
     grid, prefill, record, device = found.grid, found.prefill, found.record, found.source.torch_device
     with record.writing(environment.describe(device)) as writer:
-        if missing := set(found.ids()) - set(writer.done):
+        if record.complete:
+            _say_left_out(record)
+        else:
+            missing = set(found.ids()) - set(writer.done)
             loaded = found.source.load()
             loaded.check_length(max(grid.lengths), "ttft.lengths")
             lanes, left_out = _lanes(found.planned, grid, prefill, loaded, cfg.backend)
@@ -157,6 +160,12 @@ def run(cfg: DictConfig) -> None:
     [chapter] = ttft_report.chapters(found.store.root, only=record.id)
     chapter.write(found.store.root)
     print(chapter.main())
+
+
+def _say_left_out(record: Run) -> None:
+    summary = record.path / "summary.json"
+    for name, reason in json.loads(summary.read_text())["left_out"].items():
+        log.warning("%s was left out: %s; remove %s to try it again", name, reason, summary)
 
 
 def _lanes(

@@ -13,6 +13,7 @@ from bsfa import Gate
 from bsfa.methods import Call, StreamingLLM
 from experiments import ttft, ttft_report
 from experiments.at_skip import quantiles
+from experiments.models import ModelSource
 from experiments.records import read_samples
 from tests.experiments.conftest import QUIET
 
@@ -31,8 +32,9 @@ def samples(results: Path) -> dict[str, dict]:
     return {sample["id"]: sample for sample in read_samples(file)}
 
 
-def test_every_cell_is_recorded_and_what_does_not_run_here_is_named(command, tmp_path):
-    ended = command(*SMALL, "ttft.skips=[0.5]", "ttft.baselines=[sdpa,upstream_cudnn]", f"results={tmp_path}")
+def test_every_cell_is_recorded_and_what_does_not_run_here_is_named(command, tmp_path, monkeypatch):
+    arguments = (*SMALL, "ttft.skips=[0.5]", "ttft.baselines=[sdpa,upstream_cudnn]", f"results={tmp_path}")
+    ended = command(*arguments)
     assert ended.status == 0, ended.err
     found = samples(tmp_path)
     methods = ("dense", "bsfa set to skip 50%", "sdpa")
@@ -58,6 +60,10 @@ def test_every_cell_is_recorded_and_what_does_not_run_here_is_named(command, tmp
     assert again.status == 0, again.err
     assert table.read_bytes() == before
     assert "Time to first token, llama31_8b_random" in (tmp_path / "report.html").read_text()
+    monkeypatch.setattr(ModelSource, "load", None)  # nothing is left to measure
+    once_more = command(*arguments)
+    assert once_more.status == 0, once_more.err
+    assert "upstream_cudnn was left out: method=upstream_cudnn runs on a CUDA GPU alone" in once_more.out
 
 
 @pytest.fixture
