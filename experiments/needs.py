@@ -62,7 +62,8 @@ def describe(source: ModelSource, plan: Sequence[Planned]) -> Iterator[str]:
         yield "needs a CUDA GPU, and there is none here"
     if (config := source.architecture()) is None:
         return
-    plan = [one for one in plan if one.readings]
+    if not (plan := [one for one in plan if one.readings]):
+        return
     size, width = Size.of(config), DTYPES[source.dtype].itemsize
     weights, longest = size.parameters * width / GB, max(length for one in plan for length in one.lengths)
     cache = size.cache * width * longest / GB

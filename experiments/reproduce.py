@@ -71,7 +71,8 @@ def show(configs: Mapping[str, DictConfig]) -> None:
     def look(name: str) -> None:
         cfg = configs[name]
         plan: list[Planned] = call(cfg.experiment.plan, cfg)
-        print(f"\n{plans.markdown(plan)}", flush=True)
+        if plan:
+            print(f"\n{plans.markdown(plan)}", flush=True)
         by_model.setdefault(str(cfg.model), (instantiate(cfg.model), []))[1].extend(plan)
 
     try:

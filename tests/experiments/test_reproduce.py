@@ -64,6 +64,7 @@ def test_the_papers_plan_needs_neither_gpu_nor_model_and_says_what_a_run_would(c
     assert ended.status == 0, ended.err
     assert {row[0] for row in rows(ended.out)} == {"niah", "ruler", "reasoning", "kernel", "ttft"}
     assert {row[6] for row in rows(ended.out)} == {"to do"}
+    assert "longbench: 16 tasks from the hub" in ended.out
     assert "needs a CUDA GPU, and there is none here" in ended.out
     assert "meta-llama/Llama-3.1-8B-Instruct, 8.03 billion parameters, 16.1 GB" in ended.out
     assert "17.2 GB of keys and values at 131,072 tokens" in ended.out
