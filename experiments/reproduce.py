@@ -12,7 +12,7 @@ from hydra.core.hydra_config import HydraConfig
 from hydra.core.override_parser.overrides_parser import OverridesParser
 from hydra.core.override_parser.types import Override
 from hydra.utils import instantiate
-from omegaconf import DictConfig, OmegaConf
+from omegaconf import DictConfig, ListConfig, OmegaConf
 
 from bsfa.errors import InputError
 from experiments import environment, needs, plans, unavailable
@@ -36,7 +36,7 @@ def run(cfg: DictConfig) -> None:
     InputError
         An experiment that the profile has not, a setting that none of them has.
     Unavailable
-        Once all others have run: those whose model, data, package or GPU is missing.
+        Once all have had their turn: those whose model, data, package or GPU is missing, and those that failed.
     """
     configs = compositions(cfg)
     if cfg.dry:
@@ -51,6 +51,8 @@ def run(cfg: DictConfig) -> None:
 def compositions(cfg: DictConfig) -> dict[str, DictConfig]:
     """The configuration of every experiment: the profile's settings for it, and what was asked for and it has."""
     known: dict[str, list[str]] = OmegaConf.to_container(cfg.profile.reproduce)  # type: ignore[assignment]
+    if not (cfg.experiments is None or isinstance(cfg.experiments, ListConfig)):
+        raise InputError(f"experiments={cfg.experiments} must be a list, such as [{', '.join(known)}]")
     names = list(known) if cfg.experiments is None else list(cfg.experiments)
     if unknown := [name for name in names if name not in known]:
         raise InputError(f"experiments: {unknown} is none of profile={cfg.profile.name}'s {', '.join(known)}")
@@ -83,12 +85,24 @@ def show(configs: Mapping[str, DictConfig]) -> None:
 
 
 def _finish(name: str, cfg: DictConfig) -> None:
+    """Run one experiment. What it fails of, memory or a defect, takes hours of work from no other.
+
+    Raises
+    ------
+    Unavailable
+        It did not end well; the reason in a line. A defect's traceback is in the log.
+    """
+    gc.collect()  # it times and measures memory: nothing may be left of the model before, nor of an error that held it
+    environment.release_memory(instantiate(cfg.model).torch_device)
     log.info("reproduce: %s", name)
     try:
         call(cfg.experiment.runner, cfg)
-    finally:
-        gc.collect()  # the next one times and measures memory: nothing of this one's model may be left
-        environment.release_memory(instantiate(cfg.model).torch_device)
+    except (InputError, NotImplementedError) as error:
+        raise Unavailable(str(error)) from error
+    except Exception as error:
+        log.exception("reproduce: %s failed", name)
+        reason = (str(error).strip() or "no reason given").splitlines()[0]
+        raise Unavailable(f"failed, the log has its traceback: {type(error).__name__}: {reason}") from error
 
 
 def _asked() -> dict[str, Override]:

@@ -26,9 +26,9 @@ def each(names: Iterable[str], run: Callable[[str], None]) -> None:
     for name in names:
         try:
             run(name)
-        except Unavailable as reason:
-            log.info("%s: not run: %s", name, reason)
-            missing[name] = reason
+        except Unavailable as error:
+            missing[name] = str(error)  # the error itself would hold its frames, and with them a model
+            log.info("%s: not run: %s", name, missing[name])
     if missing:
         reasons = "; ".join(f"{name} ({reason})" for name, reason in missing.items())
         raise Unavailable(f"not run: {reasons}")

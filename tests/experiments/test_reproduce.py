@@ -2,7 +2,9 @@
 
 from __future__ import annotations
 
+import gc
 import re
+import weakref
 
 import pytest
 import torch
@@ -11,7 +13,7 @@ from hydra.utils import instantiate
 
 from experiments.models import ModelSource
 from experiments.needs import Size, describe
-from experiments.unavailable import Unavailable
+from experiments.unavailable import Unavailable, each
 from tests.experiments.conftest import KS, QUIET, SMALL, snapshot
 from tests.experiments.test_configs import CONF
 
@@ -80,6 +82,37 @@ def test_what_is_missing_is_skipped_and_named_at_the_end(command, tmp_path):
     assert f"report ({tmp_path} holds no records" in ended.error
 
 
+@NO_GPU
+def test_an_experiment_that_fails_costs_no_other_its_turn(command, tmp_path, monkeypatch):
+    def out_of_memory(cfg) -> None:
+        raise torch.OutOfMemoryError("CUDA out of memory. Tried to allocate 20 GiB.\nSee the manual")
+
+    monkeypatch.setattr("experiments.accuracy.run", out_of_memory)
+    ended = command(REPRODUCE, "profile=gpu", "experiments=[niah,kernel]", f"results={tmp_path}", QUIET)
+    assert ended.status == 2
+    [line] = ended.err.splitlines()
+    assert "niah (failed, the log has its traceback: OutOfMemoryError: CUDA out of memory. Tried" in line
+    assert "kernel (experiment=kernel times GPU kernels" in line
+    assert "in out_of_memory" in ended.out
+
+
+def test_nothing_that_failed_keeps_its_model_from_being_freed():
+    class Model:
+        """Stands for one."""
+
+    alive: list[weakref.ref] = []
+
+    def run(name: str) -> None:
+        model = Model()
+        gc.collect()
+        assert not [one for one in alive if one() is not None]
+        alive.append(weakref.ref(model))
+        raise Unavailable(f"{name} is missing")
+
+    with pytest.raises(Unavailable, match=r"a is missing.*b is missing"):
+        each(["a", "b"], run)
+
+
 def test_a_setting_goes_to_the_experiments_that_have_it(command, tmp_path):
     asked = ("profile=gpu", "experiments=[niah,kernel,ttft]", "task.lengths=[2048]", "method=bsfa", "method.k=[8]")
     ended = command(REPRODUCE, "dry=true", *asked, f"results={tmp_path}", QUIET)
@@ -95,6 +128,7 @@ def test_a_setting_goes_to_the_experiments_that_have_it(command, tmp_path):
     ("argument", "message"),
     [
         ("experiments=[niah,longbench]", "['longbench'] is none of profile=gpu's niah, ruler"),
+        ("experiments=niah", "experiments=niah must be a list, such as [niah, ruler"),
         ("experiments=[ruler]", "task.depths=2 is a setting of none of ruler"),
         ("experiments=[niah] task.lengths=512", "task.lengths=512 must be a list"),
         ("experiments=[niah] method.k=[7]", "k=7"),
