@@ -92,7 +92,7 @@ class Cuts:
         Raises
         ------
         InputError
-            An unknown axis.
+            An unknown axis; ``most`` under every cut but 0, so that no block would be skipped.
         """
         level = self._levels(kl, shared, most)
         return torch.tensor([-math.inf, *map(math.log, self.shares[1:])])[level]
@@ -105,6 +105,8 @@ class Cuts:
     def _levels(self, kl: float, shared: Sequence[str], most: float) -> torch.Tensor:
         """Numbers of shares: int64 (n_layers, n_heads, n_classes)."""
         allowed = sum(share <= most for share in self.shares)
+        if allowed < 2:
+            raise InputError(f"most={most:g} is under {self.shares[1]:g}, the lowest cut there is: all would be kept")
         # A cut that keeps more than a lower one, or costs less, does so by chance.
         cost, kept = self.cost[:allowed].double(), self.kept[:allowed].double()
         check_shared(shared)

@@ -106,6 +106,7 @@ def test_what_is_no_file_of_cuts_is_refused(tmp_path):
         (lambda: cuts([[1.0] * 2] * 2, [[0.0] * 2] * 2, shares=(0.1, 0.2)), "must rise from 0"),
         (lambda: cuts([[1.0] * 2] * 3, [[0.0] * 2] * 3, edges=(0,)), "edges=.* must rise, from 1"),
         (lambda: cuts([[1.0] * 2] * 3, [[math.nan] * 2] * 3), "NaN"),
+        (lambda: ladder(0).select(0.1, most=1e-6), "most=1e-06 is under .*, the lowest cut there is"),
         (lambda: ladder(0).select(0.1, ["rows"]), "shared=rows is none of layers, heads, positions"),
     ],
 )
