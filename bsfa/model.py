@@ -118,7 +118,7 @@ def fingerprint(model: PreTrainedModel) -> str:
     """
     digest = hashlib.sha256()
     for name, weight in model.named_parameters():
-        digest.update(f"{name.removeprefix('_orig_mod.')}{tuple(weight.shape)}".encode())  # torch.compile's prefix
+        digest.update(f"{name.replace('_orig_mod.', '')}{tuple(weight.shape)}".encode())  # torch.compile's
     embedding: Any = model.get_input_embeddings()
     for weight in (embedding.weight, list(model.parameters())[-1]):
         flat = _whole(weight).detach().flatten()

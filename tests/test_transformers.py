@@ -200,6 +200,18 @@ def test_masks_that_are_not_causal_with_padding_are_refused(tiny_model):
             tiny_model(tokens, position_ids=torch.arange(64).remainder(32)[None], use_cache=False)
 
 
+@torch.no_grad()
+def test_a_model_whose_layers_are_compiled_one_by_one_is_the_model_that_was_calibrated(tiny_model):
+    tokens = torch.randint(3, 100, (1, 300))
+    method = Bsfa(bsfa.calibrate(tiny_model, [tokens], [1], progress=False), 1)
+    layers = tiny_model.model.layers
+    layers[0] = torch.compile(layers[0], backend="eager")
+    with bsfa.apply(tiny_model, method) as applied:
+        tiny_model(tokens)
+    assert applied.skip_ratio() > 0
+    torch._dynamo.reset()
+
+
 def test_training_with_dropout_is_refused():
     torch.manual_seed(0)
     model = AutoModelForCausalLM.from_config(tiny_config(attention_dropout=0.1)).train()
