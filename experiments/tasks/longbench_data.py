@@ -120,7 +120,7 @@ class Hub:
 
     Raises
     ------
-    InputError
+    Unavailable
         lm-eval or what its LongBench needs is not installed.
     """
 
@@ -147,14 +147,14 @@ def task_manager() -> Any:
 
     Raises
     ------
-    InputError
+    Unavailable
         lm-eval or a package that its LongBench needs is not installed.
     """
     try:
         import_module("lm_eval.tasks.longbench.metrics")
         tasks = import_module("lm_eval.tasks")
     except ImportError as error:  # of which its metrics make another, which names the packages
-        raise InputError(
+        raise Unavailable(
             f"LongBench from the hub, and task.scorer=lm_eval, need lm-eval: {INSTALL}. "
             "data.root=DIR reads LongBench's files from a folder and needs neither"
         ) from error

@@ -5,11 +5,12 @@ import sys
 from pathlib import Path
 
 import pytest
+from hydra import compose, initialize_config_dir
 from hypothesis import given
 from hypothesis import strategies as st
 
 from bsfa import InputError
-from experiments import longbench_tables
+from experiments import longbench, longbench_tables
 from experiments.records import read_samples
 from experiments.suite_figures import timed
 from experiments.tasks.longbench import Documents, LongBench, cut
@@ -19,6 +20,7 @@ from experiments.tasks.longbench_tasks import TASKS, UNTEMPLATED
 from experiments.unavailable import Unavailable
 from tests.conftest import tiny_tokenizer
 from tests.experiments.conftest import QUIET, run_here, snapshot
+from tests.experiments.test_configs import CONF
 
 PROMPTS = {
     "hotpotqa": "Read.\n{context}\nAsked: {input}\nReply:",
@@ -111,6 +113,14 @@ def test_what_is_missing_is_named_at_the_end_and_the_rest_runs(command, texts, t
     assert "qmsum (" in ended.error
     assert "trec" not in ended.error
     assert len(list((tmp_path / "r").glob("longbench/*/summary.json"))) == 1
+
+
+def test_a_plan_has_the_tasks_that_are_there(texts, tmp_path, model_folder):
+    asked = (*ASKED, "task.tasks=[musique,trec]", "method=dense", f"data.root={texts}", f"model.path={model_folder}")
+    with initialize_config_dir(str(CONF), version_base="1.3"):
+        cfg = compose("config", ["experiment=longbench", *asked, f"results={tmp_path}"])
+    [planned] = longbench.plan(cfg)
+    assert (planned.method, len(planned.ids)) == ("dense", 3)
 
 
 def test_the_report_has_the_paper_beside_ours_and_names_what_did_not_run(ran):
@@ -283,6 +293,8 @@ def test_the_hub_needs_lm_eval(command, model_folder, monkeypatch):
     error = command(*ASK, f"model.path={model_folder}", "method=dense").error
     assert "pip install 'lm_eval[longbench,hf]'" in error
     assert "data.root=DIR" in error
+    with pytest.raises(Unavailable):  # and so costs a plan of several experiments this one alone
+        Hub()
 
 
 def test_a_hub_that_is_not_reached_is_one_line():
