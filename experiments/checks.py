@@ -8,7 +8,8 @@ from bsfa.errors import InputError
 
 
 def counts(setting: str, values: object) -> None:
-    """Refuse anything but a list of whole numbers from 1, at least one of them.
+    """Refuse anything but a list of whole numbers from 1, at least one of them and none twice: what they count, such
+    as lengths, is in the ids of samples.
 
     Raises
     ------
@@ -16,6 +17,8 @@ def counts(setting: str, values: object) -> None:
     """
     if not (isinstance(values, Sequence) and values and all(isinstance(x, int) and x > 0 for x in values)):
         raise InputError(f"{setting}={values} must be a list of whole numbers from 1, such as [1,2]")
+    if len(set(values)) < len(values):
+        raise InputError(f"{setting}={values} holds a number twice")
 
 
 def count(setting: str, value: object) -> None:

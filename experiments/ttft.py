@@ -85,7 +85,13 @@ class Grid:
 
 @dataclass(frozen=True)
 class Plan:
-    """One configuration's run, before the model is loaded."""
+    """One configuration's run, before the model is loaded.
+
+    Raises
+    ------
+    InputError
+        Two rows of one name, such as shares of ``skips`` that are the same in per cent.
+    """
 
     grid: Grid
     prefill: Prefill
@@ -93,6 +99,11 @@ class Plan:
     store: Store
     planned: Sequence[Variant]
     record: Run
+
+    def __post_init__(self) -> None:
+        labels = self.labels()
+        if twice := sorted({label for label in labels if labels.count(label) > 1}):
+            raise InputError(f"ttft measures a row a method and {', '.join(twice)} would be two; leave one of them out")
 
     @classmethod
     def of(cls, cfg: DictConfig) -> Plan:
@@ -102,6 +113,8 @@ class Plan:
         grid: Grid = instantiate(cfg.ttft, prompt=prompt, _convert_="all")
         store = Store(environment.own_folder(Path(cfg.results)))
         planned = variants(cfg, store, source)
+        own = [variant.label for variant in planned]
+        grid = dataclasses.replace(grid, baselines=[name for name in grid.baselines if name not in own])
         identity = {
             "ttft": dataclasses.asdict(grid),
             "model": source.identity(),

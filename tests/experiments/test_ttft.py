@@ -149,6 +149,8 @@ def test_chunks_are_another_run_and_read_every_token(command, tmp_path):
         ("ttft.lengths=[0]", "ttft.lengths=[0]"),
         ("ttft.lengths=[4096]", "beyond the model's 2048 positions; lower ttft.lengths"),
         ("ttft.baselines=[fa9]", "is none of upstream_torch_flash"),
+        ("ttft.lengths=[512,512]", "ttft.lengths=[512, 512] holds a number twice"),
+        ("ttft.skips=[0.8,0.801]", "set to skip 80% would be two"),
         ("ttft.prompt=poem", "ttft.prompt=poem is none of random, prose"),
         ("prefill.chunk=100", "prefill.chunk=100 must be a multiple of 128"),
         ("model.init=pretrained", "a shape without weights: model.init=random"),
@@ -156,6 +158,13 @@ def test_chunks_are_another_run_and_read_every_token(command, tmp_path):
 )
 def test_what_cannot_be_measured_is_refused_by_name(command, tmp_path, argument, message):
     assert message in command(*SMALL, argument, f"results={tmp_path}").error
+
+
+def test_a_method_that_is_a_baseline_too_is_one_row(command, tmp_path):
+    arguments = ("method=sdpa", "ttft.skips=[]", "ttft.baselines=[sdpa]", "ttft.lengths=[512]", f"results={tmp_path}")
+    ended = command(*SMALL, *arguments)
+    assert ended.status == 0, ended.err
+    assert list(samples(tmp_path)) == ["512/sdpa"]
 
 
 def test_a_method_that_wants_a_prompt_whole_refuses_chunks(command, tmp_path):
