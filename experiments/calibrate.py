@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import dataclasses
 import hashlib
+import itertools
 import logging
 from collections.abc import Sequence
 from dataclasses import dataclass
@@ -162,13 +163,15 @@ def run(cfg: DictConfig) -> None:
     Raises
     ------
     InputError
-        No method is calibrated.
+        No method is calibrated, or one not on such texts.
     """
     store = Store(Path(cfg.results))
     source: ModelSource = instantiate(cfg.model)
     rules = [instantiate(member.calibrated) for member in members(cfg) if "calibrated" in member]
     if not rules:
         raise InputError("no method of `method=` is calibrated; take bsfa, fisher_share or a group with one of them")
+    for rule, texts in itertools.product(rules, calibrations(cfg)):
+        rule.check_texts(texts)
     found = [CalibratedFile.of(store, rule, texts, source) for rule in rules for texts in calibrations(cfg)]
     files = list({file.path: file for file in found}.values())
     missing = [file for file in files if not file.path.is_file()]

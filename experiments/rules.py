@@ -48,6 +48,14 @@ class Rule(ABC):
         texts = {key: value for key, value in calibration.identity().items() if key != "k_values"}
         return texts | {"rule": {"name": self.entry, "version": self.version, **vars(self)}}
 
+    def check_texts(self, calibration: Calibration) -> None:  # noqa: B027  most rules take any text
+        """Refuse texts that are not for the rule.
+
+        Raises
+        ------
+        InputError
+        """
+
     @abstractmethod
     def check(self, calibration: Calibration, method: DictConfig) -> None:
         """Refuse texts that are not for the rule, or a strength that they will not be calibrated for.
@@ -127,6 +135,9 @@ class CutsRule(Rule):
 
     def check(self, calibration: Calibration, method: DictConfig) -> None:
         check_strength(method.kl, method.shared, method.get("most"))
+        self.check_texts(calibration)
+
+    def check_texts(self, calibration: Calibration) -> None:
         if calibration.length < self.tail:
             raise InputError(
                 f"calibration.length={calibration.length} is under the {self.tail} tokens that fisher_share looks at; "

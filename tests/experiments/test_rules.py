@@ -94,6 +94,7 @@ def test_a_fit_of_blasst_is_read_from_a_file(model_folder, tmp_path):
     ("arguments", "message"),
     [
         ((*CUTS, "calibration.length=100"), "calibration.length=100 is under the 192 tokens"),
+        ((*CUTS, "experiment=calibrate", "calibration.length=100"), "calibration.length=100 is under the 192 tokens"),
         ((*CUTS, "method.kl=0"), "kl=0 must be a number above 0"),
         ((*CUTS, "method.cuts=nowhere"), "no file of cuts at nowhere"),
         ((*CUTS, "method.shared=[rows]"), "shared=rows is none of layers, heads, positions"),
