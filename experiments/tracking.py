@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import hashlib
 import os
 from dataclasses import dataclass
 from pathlib import Path
@@ -10,7 +11,7 @@ from typing import Any, Protocol
 import pandas as pd
 
 from bsfa.errors import InputError
-from experiments.records import Run
+from experiments.records import ID_DIGITS, Run
 
 
 class Tracker(Protocol):
@@ -31,7 +32,8 @@ class NoTracker:
 
 @dataclass(frozen=True)
 class Wandb:
-    """One W&B run for each run of the store, with its tables, its numbers and its records as an artifact.
+    """One W&B run for each run of the store, with its tables, its numbers and its records as an artifact, and one for
+    each report of other numbers.
 
     Parameters
     ----------
@@ -73,7 +75,9 @@ class Wandb:
     def report(self, tables: list[Path], figures: list[Path], page: Path) -> None:
         import wandb
 
-        with self._open(name="report", group="report", config={}, id=None) as session:
+        # The same records give the same tables: their report again is the same run, not one more.
+        digest = hashlib.sha256(b"".join(table.read_bytes() for table in tables)).hexdigest()[:ID_DIGITS]
+        with self._open(name="report", group="report", config={}, id=f"report-{digest}") as session:
             images = {f.stem: wandb.Image(str(f)) for f in figures if f.suffix == ".png"}
             session.log({**images, "page": wandb.Html(str(page), inject=False)})
             artifact = wandb.Artifact("report", type="report")
