@@ -75,10 +75,10 @@ def _cells(shown: pd.DataFrame) -> list[list[str]]:
 
 def _columns(shown: pd.DataFrame) -> list[tuple[str, str]]:
     """Each column's name, and how its cells are set: words to the left, numbers to the right."""
-    columns = zip(*_cells(shown), strict=True)
+    cells = _cells(shown)
     return [
-        (str(name), "number" if all(_is_number(cell) for cell in column) else "words")
-        for name, column in zip(shown.columns, columns, strict=True)
+        (str(name), "number" if all(_is_number(row[place]) for row in cells) else "words")
+        for place, name in enumerate(shown.columns)
     ]
 
 

@@ -57,6 +57,12 @@ def test_a_name_is_text_and_no_markup(tmp_path):
     assert text.count('<td class="number">') == 2
 
 
+def test_a_table_without_rows_has_its_heads(tmp_path):
+    rows = pd.DataFrame({"method": [], "n": []})
+    text = page.write(tmp_path, {"niah": [Chapter("t", {}, [Table("t", "All", rows, rows, "none")])]}).read_text()
+    assert re.findall(r"<th [^>]*>(.*?)</th>", text) == ["method", "n"]
+
+
 SAMPLE = {
     "length": 1024, "head_size": 128, "q_heads": 4, "kv_heads": 2, "dtype": "bfloat16", "skip_asked": 0.5,
     "skip_ratio": 0.5, "ms": 2.0, "ms_q25": 1.9, "ms_q75": 2.1,
