@@ -10,7 +10,6 @@ import dataclasses
 import itertools
 import json
 import logging
-import statistics
 from collections.abc import Callable, Iterator, Sequence
 from dataclasses import dataclass
 from pathlib import Path
@@ -30,6 +29,7 @@ from bsfa.gates import ResolvedGate
 from experiments import checks, environment, kernel_report
 from experiments.plans import Planned
 from experiments.records import Run, Store
+from experiments.statistics import quartiles
 from experiments.tracking import Tracker
 from experiments.unavailable import Unavailable
 
@@ -79,8 +79,12 @@ class Grid:
         checks.counts("kernel.lengths", list(self.lengths))
         checks.count("kernel.repeats", self.repeats)
         checks.seed("kernel.seed", self.seed)
-        if not all(0 <= skip < 1 for skip in self.skips):
-            raise InputError(f"kernel.skips={list(self.skips)} must be shares from 0 to below 1")
+        if not (self.skips and all(isinstance(skip, (int, float)) and 0 <= skip < 1 for skip in self.skips)):
+            raise InputError(f"kernel.skips={self.skips} must be shares from 0 to below 1, such as [0.5,0.8]")
+        if not (self.heads and all(_are_heads(pair) for pair in self.heads)):
+            raise InputError(f"kernel.heads={self.heads} must be pairs of query and KV heads, such as [[32,8]]")
+        if not (self.head_sizes and self.patterns):
+            raise InputError("kernel.head_sizes and kernel.patterns must hold one each at least")
         for name, values, known in (
             ("patterns", self.patterns, PATTERNS),
             ("baselines", self.baselines, BASELINES),
@@ -96,6 +100,13 @@ class Grid:
             self.heads, self.head_sizes, self.lengths, self.patterns
         ):
             yield Shape(length, size, q, kv, pattern)
+
+
+def _are_heads(pair: Any) -> bool:
+    if not (isinstance(pair, Sequence) and len(pair) == 2 and all(isinstance(n, int) and n > 0 for n in pair)):
+        return False
+    query, kv = pair
+    return query % kv == 0
 
 
 def run(cfg: DictConfig) -> None:
@@ -226,7 +237,7 @@ def in_turns(kernels: dict[str, Kernel], repeats: int) -> dict[str, tuple[float,
             stop.record()
             stop.synchronize()
             turns[name].append(start.elapsed_time(stop) / INNER)
-    return {name: _quartiles(times) for name, times in turns.items()}
+    return {name: quartiles(times) for name, times in turns.items()}
 
 
 def _baseline(name: str, q: Tensor, k: Tensor, v: Tensor) -> Kernel | None:
@@ -274,13 +285,6 @@ def _flex(q: Tensor, k: Tensor, v: Tensor) -> Kernel:
     mask = create_block_mask(causal, None, None, q.shape[2], k.shape[2], device=str(q.device))
     compiled = torch.compile(flex_attention)
     return lambda: compiled(q, k, v, block_mask=mask, enable_gqa=True)
-
-
-def _quartiles(times: list[float]) -> tuple[float, float, float]:
-    if len(times) == 1:
-        return times[0], times[0], times[0]
-    low, middle, high = statistics.quantiles(times, n=4, method="inclusive")
-    return low, middle, high
 
 
 def _name(shape: Shape, skip: float) -> str:
