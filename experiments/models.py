@@ -72,6 +72,8 @@ class ModelSource:
     shape : dict, optional
         A configuration written out, ``model_type`` and what `transformers.AutoConfig.for_model` takes beside it: for
         random weights without any file, and for what is told of a model before it is downloaded.
+    shape_of : str, optional
+        The hub id whose model ``shape`` is; of another ``path`` nothing is told.
     """
 
     name: str
@@ -82,6 +84,7 @@ class ModelSource:
     revision: str | None = None
     init: str = "pretrained"
     shape: dict[str, Any] | None = None
+    shape_of: str | None = None
 
     def __post_init__(self) -> None:
         if self.path == "":
@@ -156,10 +159,23 @@ class ModelSource:
             ) from error
 
     def architecture(self) -> PreTrainedConfig | None:
-        """What is known without weights and network; None where that is nothing."""
-        if self.path and (Path(self.path) / "config.json").is_file():
-            return AutoConfig.from_pretrained(self.path)
-        return AutoConfig.for_model(**self.shape) if self.shape else None
+        """What is known without weights and network; None where that is nothing.
+
+        Raises
+        ------
+        Unavailable
+            A folder whose configuration cannot be read.
+        """
+        if self.path and (folder := Path(self.path)).is_dir():
+            if not (folder / "config.json").is_file():
+                return None
+            try:
+                return AutoConfig.from_pretrained(folder)
+            except (OSError, ValueError) as error:
+                reason = str(error).strip().splitlines()[0]
+                raise Unavailable(f"cannot read {folder / 'config.json'}: {reason}") from error
+        known = self.shape if self.path in (None, self.shape_of) else None
+        return AutoConfig.for_model(**known) if known else None
 
     def check_device(self) -> None:
         """Refuse a device that this machine has not.

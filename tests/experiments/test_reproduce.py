@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import dataclasses
 import gc
 import re
 import weakref
@@ -157,6 +158,13 @@ def test_a_hub_model_is_known_before_it_is_downloaded_and_the_embedded_one_is_no
     assert hub.identity() == {"name": "Llama-3.1-8B-Instruct", "dtype": "float32", "hub": hub.path, "revision": "main"}
     assert hub.architecture().num_hidden_layers == 32
     assert list(describe(embedded, [])) == []
+    assert dataclasses.replace(hub, path="another/model").architecture() is None
+
+
+def test_a_model_folder_that_cannot_be_read_is_named(tmp_path):
+    (tmp_path / "config.json").write_text('{"model_type": "nothing known"}')
+    with pytest.raises(Unavailable, match=r"cannot read .*config\.json"):
+        ModelSource("tiny", "float32", "cpu", path=str(tmp_path)).architecture()
 
 
 @NO_GPU
