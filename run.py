@@ -41,6 +41,14 @@ def job(cfg: DictConfig) -> None:
         log.warning("left to the process that has it: %s", error)
     except (InputError, NotImplementedError) as error:
         _refuse(error)
+    except torch.OutOfMemoryError as error:
+        said = str(error).splitlines()[0]
+        _refuse(
+            InputError(
+                f"{said} What was recorded is safe. Less memory: batch=1, which goes on with the same runs; "
+                "prefill.chunk=8192 or shorter lengths, which are others"
+            )
+        )
 
 
 def main() -> None:

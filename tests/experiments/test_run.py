@@ -504,6 +504,16 @@ def test_a_gpu_profile_without_a_gpu_names_the_one_that_works(command, model_fol
     assert "profile=quick" in command("experiment=niah", "profile=gpu", QUIET, f"model.path={model_folder}").error
 
 
+def test_a_gpu_that_runs_out_of_memory_is_one_line_with_the_ways_out(command, tmp_path, monkeypatch):
+    def out_of_memory(cfg) -> None:
+        raise torch.OutOfMemoryError("CUDA out of memory. Tried to allocate 20 GiB.\nSee the manual")
+
+    monkeypatch.setattr("experiments.accuracy.run", out_of_memory)
+    error = command("experiment=niah", *DENSE, QUIET, f"results={tmp_path}").error
+    assert "Tried to allocate 20 GiB. What was recorded is safe" in error
+    assert "batch=1" in error
+
+
 # Models and texts
 
 
