@@ -51,7 +51,7 @@ def run(cfg: DictConfig) -> None:
 def compositions(cfg: DictConfig) -> dict[str, DictConfig]:
     """The configuration of every experiment: the profile's settings for it, and what was asked for and it has."""
     known: dict[str, list[str]] = OmegaConf.to_container(cfg.profile.reproduce)  # type: ignore[assignment]
-    if not (cfg.experiments is None or isinstance(cfg.experiments, ListConfig)):
+    if not (cfg.experiments is None or (isinstance(cfg.experiments, ListConfig) and cfg.experiments)):
         raise InputError(f"experiments={cfg.experiments} must be a list, such as [{', '.join(known)}]")
     names = list(known) if cfg.experiments is None else list(cfg.experiments)
     if unknown := [name for name in names if name not in known]:

@@ -130,6 +130,7 @@ def test_a_setting_goes_to_the_experiments_that_have_it(command, tmp_path):
     [
         ("experiments=[niah,longbench]", "['longbench'] is none of profile=gpu's niah, ruler"),
         ("experiments=niah", "experiments=niah must be a list, such as [niah, ruler"),
+        ("experiments=[]", "experiments=[] must be a list, such as"),
         ("experiments=[ruler]", "task.depths=2 is a setting of none of ruler"),
         ("experiments=[niah] task.lengths=512", "task.lengths=512 must be a list"),
         ("experiments=[niah] method.k=[7]", "k=7"),
