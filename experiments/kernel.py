@@ -10,7 +10,7 @@ import dataclasses
 import itertools
 import json
 import logging
-from collections.abc import Callable, Iterator, Sequence
+from collections.abc import Iterator, Sequence
 from dataclasses import dataclass
 from pathlib import Path
 from typing import Any
@@ -19,14 +19,13 @@ import torch
 from hydra.utils import instantiate
 from omegaconf import DictConfig
 from torch import Tensor
-from torch.nn.attention import SDPBackend, sdpa_kernel
-from torch.nn.functional import scaled_dot_product_attention
 
 from bsfa import cuda
 from bsfa.blocks import BLOCK_K, BLOCK_Q, BlockGrid
 from bsfa.errors import InputError
 from bsfa.gates import ResolvedGate
 from experiments import checks, environment, kernel_report
+from experiments.kernel_baselines import BASELINES, Kernel, baseline
 from experiments.plans import Planned
 from experiments.records import Run, Store
 from experiments.statistics import quartiles
@@ -36,11 +35,8 @@ from experiments.unavailable import Unavailable
 log = logging.getLogger(__name__)
 
 DEVICE = "cuda"
-BASELINES = ("fa3", "cudnn", "fa2", "flex")
 PATTERNS = ("random", "structured")
 INNER = 4  # timed calls a turn, after one that is not
-
-Kernel = Callable[[], Any]
 
 
 @dataclass(frozen=True)
@@ -160,7 +156,7 @@ def measure(shape: Shape, skips: Sequence[float], grid: Grid, device: torch.devi
     scale = shape.head_size**-0.5
     blocks = BlockGrid(shape.length, shape.length, causal=True)
     maxima = cuda.block_maxima(q, k, softmax_scale=scale, causal=True, kernel=grid.kernel)
-    baselines = {name: kernel for name in grid.baselines if (kernel := _baseline(name, q, k, v)) is not None}
+    baselines = {name: kernel for name in grid.baselines if (kernel := baseline(name, q, k, v)) is not None}
     for skip in skips:
         cut = threshold(maxima, skip)
         gate = ResolvedGate(
@@ -238,53 +234,6 @@ def in_turns(kernels: dict[str, Kernel], repeats: int) -> dict[str, tuple[float,
             stop.synchronize()
             turns[name].append(start.elapsed_time(stop) / INNER)
     return {name: quartiles(times) for name, times in turns.items()}
-
-
-def _baseline(name: str, q: Tensor, k: Tensor, v: Tensor) -> Kernel | None:
-    """A dense causal attention, or None (and a line in the log) where it does not run here."""
-    query, key, value = (x.transpose(1, 2) for x in (q, k, v))
-
-    def sdpa(backend: SDPBackend) -> Kernel:
-        def call() -> Tensor:
-            with sdpa_kernel(backend):
-                return scaled_dot_product_attention(query, key, value, is_causal=True, enable_gqa=True)
-
-        return call
-
-    try:
-        if name == "fa3":
-            kernel = _fa3(q, k, v)
-        elif name == "cudnn":
-            kernel = sdpa(SDPBackend.CUDNN_ATTENTION)
-        elif name == "fa2":
-            kernel = sdpa(SDPBackend.FLASH_ATTENTION)
-        else:
-            kernel = _flex(query, key, value)
-        kernel()
-        torch.cuda.synchronize()
-    except (ImportError, RuntimeError) as error:
-        log.warning("baseline %s does not run here: %s", name, str(error).splitlines()[0])
-        return None
-    return kernel
-
-
-def _fa3(q: Tensor, k: Tensor, v: Tensor) -> Kernel:
-    try:
-        from fa3_fwd_interface import flash_attn_func
-    except ImportError:
-        from flash_attn_interface import flash_attn_func
-    return lambda: flash_attn_func(q, k, v, causal=True)
-
-
-def _flex(q: Tensor, k: Tensor, v: Tensor) -> Kernel:
-    from torch.nn.attention.flex_attention import create_block_mask, flex_attention
-
-    def causal(batch: Tensor, head: Tensor, row: Tensor, column: Tensor) -> Tensor:
-        return row >= column
-
-    mask = create_block_mask(causal, None, None, q.shape[2], k.shape[2], device=str(q.device))
-    compiled = torch.compile(flex_attention)
-    return lambda: compiled(q, k, v, block_mask=mask, enable_gqa=True)
 
 
 def _name(shape: Shape, skip: float) -> str:
