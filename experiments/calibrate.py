@@ -6,7 +6,7 @@ import dataclasses
 import hashlib
 import itertools
 import logging
-from collections.abc import Sequence
+from collections.abc import Iterator, Sequence
 from dataclasses import dataclass
 from pathlib import Path
 from typing import Any, ClassVar
@@ -157,6 +157,15 @@ def calibrations(cfg: DictConfig) -> list[Calibration]:
     return [instantiate(cfg.calibration, data=name) for name in dict.fromkeys(names)]
 
 
+def _rules(cfg: DictConfig) -> Iterator[Rule]:
+    """Of the methods that are calibrated, but for those that a file is given for."""
+    for member in members(cfg):
+        if "calibrated" in member:
+            rule: Rule = instantiate(member.calibrated)
+            if not member[rule.entry]:
+                yield rule
+
+
 def run(cfg: DictConfig) -> None:
     """``python run.py experiment=calibrate``: write the files of the methods that want one, and say where they are.
 
@@ -167,9 +176,11 @@ def run(cfg: DictConfig) -> None:
     """
     store = Store(Path(cfg.results))
     source: ModelSource = instantiate(cfg.model)
-    rules = [instantiate(member.calibrated) for member in members(cfg) if "calibrated" in member]
+    rules = list(_rules(cfg))
     if not rules:
-        raise InputError("no method of `method=` is calibrated; take bsfa, fisher_share or a group with one of them")
+        raise InputError(
+            "no method of `method=` is calibrated, or its file is given; take bsfa, fisher_share or a group with one"
+        )
     for rule, texts in itertools.product(rules, calibrations(cfg)):
         rule.check_texts(texts)
     found = [CalibratedFile.of(store, rule, texts, source) for rule in rules for texts in calibrations(cfg)]

@@ -98,6 +98,7 @@ def test_a_fit_of_blasst_is_read_from_a_file(model_folder, tmp_path):
         ((*CUTS, "method.kl=0"), "kl=0 must be a number above 0"),
         ((*CUTS, "method.cuts=nowhere"), "no file of cuts at nowhere"),
         ((*CUTS, "method.shared=[rows]"), "shared=rows is none of layers, heads, positions"),
+        ((*CUTS, "experiment=calibrate", "method.cuts=mine.safetensors"), "or its file is given"),
         (("method=dense", "experiment=calibrate"), "no method of `method=` is calibrated"),
     ],
 )
