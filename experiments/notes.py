@@ -15,7 +15,7 @@ MEANS = (
     "process ran through both."
 )
 UNFINISHED = (
-    "'2 of 11 tasks': a run that is not finished. Its mean is over other tasks than its neighbours' and not to be "
+    "'n of m tasks': a run that is not finished. Its mean is over other tasks than its neighbours' and not to be "
     "compared with theirs; its difference to dense is over its own prompts alone."
 )
 WEAK_TASK = "† dense scores under 50% here: the cell says nothing of a method."
