@@ -2,44 +2,47 @@
 
 from __future__ import annotations
 
+import math
+
+import pandas as pd
+from matplotlib.axes import Axes
 from matplotlib.figure import Figure
 
-from experiments import style
-from experiments.results import METHOD, Section, table
+from experiments import looks, style
+from experiments.results import BASELINES, METHOD, Section, table
 
 DEPTHS = 10  # labels that fit beside a panel
 
 
 @style.house
 def curve(section: Section) -> Figure:
-    """Accuracy against skip ratio, a panel a haystack, with dense as the line to hold."""
-    rows = table(section, ["haystack"]).query("method != 'sdpa'")  # dense again: a baseline for time
+    """Accuracy against skip ratio with 95% intervals, a panel a haystack, dense as the line to hold."""
+    rows = table(section, ["haystack"])
+    sparse = rows[~rows["method"].isin(BASELINES)]
     haystacks = sorted(rows["haystack"].unique())
-    figure, axes = style.subplots(1, len(haystacks), 4.0, 3.2, sharey=True)
-    series = list(dict.fromkeys(zip(rows["method"], rows["calibration"], strict=True)))
-    for axis, haystack in zip(axes[0], haystacks, strict=True):
+    drawn = looks.by_method(zip(sparse["method"], sparse["calibration"], strict=True))
+    figure, axes = style.panels(len(haystacks), 4.6, 3.6, sharex=True, sharey=True)
+    for axis, haystack in zip(axes, haystacks, strict=True):
         panel = rows[rows["haystack"] == haystack]
-        for number, (method, calibration) in enumerate(series):
+        for (method, calibration), look in drawn.items():
             line = panel[(panel["method"] == method) & (panel["calibration"] == calibration)].sort_values("skip_ratio")
             score = 100 * line["score"]
-            axis.errorbar(
-                100 * line["skip_ratio"],
-                score,
-                yerr=[score - 100 * line["score_low"], 100 * line["score_high"] - score],
-                label=f"{method}, calibrated on {calibration}" if calibration else method,
-                capsize=2,
-                linewidth=1.2,
-                markersize=5,
-                **style.look(number),
-            )
-        dense = panel[panel["method"] == "dense"]["score"]
-        if len(dense):
-            axis.axhline(100 * float(dense.iloc[0]), color=style.PASS_LINE, linestyle="--", linewidth=1)
-        axis.set(title=haystack, xlabel="blocks skipped, %", ylim=(-4, 104))
-    axes[0][0].set_ylabel("needles found, % (95% interval)")
-    figure.legend(*axes[0][0].get_legend_handles_labels(), loc="outside lower center", ncols=2)
-    figure.suptitle(section.title, fontsize=8)
-    return figure
+            spread = [score - 100 * line["score_low"], 100 * line["score_high"] - score]
+            axis.errorbar(100 * line["skip_ratio"], score, yerr=spread, capsize=2, elinewidth=0.8, **look)
+        for dense in panel.loc[panel["method"] == "dense", ["score", "score_low", "score_high"]].to_numpy():
+            _hold(axis, *dense)
+        axis.set(title=haystack, xlabel="blocks skipped, %", ylim=(_floor(rows["score_low"]), 102))
+    return style.finish(figure, section.title, "needles found, % (95% interval)")
+
+
+def _hold(axis: Axes, score: float, low: float, high: float) -> None:
+    axis.axhline(100 * score, label="dense, the line to hold", **style.HOLD)
+    axis.axhspan(100 * low, 100 * high, color=style.HOLD["color"], alpha=0.1, linewidth=0)
+
+
+def _floor(lowest: pd.Series) -> float:
+    """Where the axis starts: under all that is seen, in tens of percent."""
+    return min(90.0, 10.0 * math.floor(10 * lowest.min()) - 2)
 
 
 @style.house
@@ -48,22 +51,15 @@ def heatmap(section: Section) -> Figure:
     names = table(section, [])[METHOD].itertuples(index=False)
     samples = section.samples.set_index(METHOD).sort_index()
     panels = [(name, samples.loc[[tuple(name)]]) for name in names]
-    columns = min(4, len(panels))
-    figure, axes = style.subplots(-(-len(panels) // columns), columns, 2.4, 2.2, sharex=True, sharey=True)
-    image = None
-    for axis, (name, panel) in zip(axes.flat, panels, strict=False):
+    figure, axes = style.panels(len(panels), 2.4, 2.4, columns=4, sharex=True, sharey=True)
+    for axis, (name, panel) in zip(axes, panels, strict=True):
         grid = panel.pivot_table(index="depth", columns="length", values="score", aggfunc="mean")
-        image = axis.imshow(100 * grid, vmin=0, vmax=100, cmap="cividis", aspect="auto")
+        axis.imshow(100 * grid, vmin=0, vmax=100, cmap=style.HEAT, aspect="auto")
         axis.set_xticks(range(grid.shape[1]), [f"{length / 1024:g}K" for length in grid.columns])
         labelled = range(0, len(grid), -(-len(grid) // DEPTHS))
         axis.set_yticks(labelled, [f"{grid.index[row]:g}" for row in labelled])
         axis.grid(False)
-        data = f"({name.calibration})" if name.calibration else ""
-        axis.set_title(" ".join(part for part in (name.method, name.strength, data) if part), fontsize=8)
-    for axis in axes.flat[len(panels) :]:
-        axis.set_axis_off()
+        axis.set_title(f"{looks.label(name.method, name.calibration)}\n{name.strength}", fontsize=8)
     figure.supxlabel("prompt length, tokens", fontsize=9)
-    figure.supylabel("needle depth, %", fontsize=9)
-    figure.colorbar(image, ax=axes, label="needles found, %")
-    figure.suptitle(section.title, fontsize=8)
-    return figure
+    style.scale(figure, axes, 100, "needles found, %")
+    return style.finish(figure, section.title, "needle depth, %")

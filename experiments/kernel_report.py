@@ -2,48 +2,69 @@
 
 from __future__ import annotations
 
+import re
 from pathlib import Path
 from typing import Any
 
 import pandas as pd
 from matplotlib.figure import Figure
 
-from experiments import style
+from experiments import looks, style
 from experiments.chapters import Chapter, Drawing, Table
 from experiments.records import read_runs
 
-# Dense over (QK plus the kept share of PV), both at a rate that a large matrix product reached on an NVIDIA H200.
-MATMUL_TFLOPS = 778.0
+# Dense over (QK plus the kept share of PV), both at a rate that a large matrix product reached on this device.
+MATMUL_TFLOPS, MATMUL_DEVICE = 778.0, "NVIDIA H200"
+BEST = "best"  # what a run has that names no kernel
 SHAPE = ("length", "head_size", "q_heads", "kv_heads", "pattern")
 NOTE = (
     "Milliseconds: medians of turns that all kernels of a row took in one process, on inputs drawn anew for each row; "
-    "speed-up: the best dense attention's time over this one's. Limit: what the same row would gain with every product "
-    f"at {MATMUL_TFLOPS:g} TFLOP/s, which a large matrix product reached on an NVIDIA H200."
+    "speed-up: the best dense attention's time over this one's. A cell that two runs measured has two rows. Limit: "
+    f"what the same row would gain with every product at {MATMUL_TFLOPS:g} TFLOP/s, which a large matrix product "
+    f"reached on an {MATMUL_DEVICE}."
 )
+
+Run = tuple[dict[str, Any], list[dict[str, Any]]]
 
 
 def chapters(root: Path, only: str | None = None) -> list[Chapter]:
-    """Every run, or the one with an id."""
+    """One a device, dtype and kernel, of all its runs; or the one that a run with an id is in."""
+    groups: dict[tuple[str, str, str], list[Run]] = {}
+    for config, samples in read_runs(root, "kernel"):
+        asked = config["kernel"]
+        groups.setdefault((config["device"], asked["dtype"], asked.get("kernel") or BEST), []).append((config, samples))
     return [
-        _chapter(config, samples) for config, samples in read_runs(root, "kernel") if only in (None, config["run_id"])
+        _chapter(*key, runs)
+        for key, runs in sorted(groups.items())
+        if only is None or only in [config["run_id"] for config, _ in runs]
     ]
 
 
-def _chapter(config: dict[str, Any], samples: list[dict[str, Any]]) -> Chapter:
-    rows, device, name = tabulate(samples), config["device"], f"kernel-{config['run_id'][:6]}"
-    title = f"Causal attention on {device}, batch 1, {config['kernel']['dtype']}"
+def _chapter(device: str, dtype: str, kernel: str, runs: list[Run]) -> Chapter:
+    samples = [sample for _, several in runs for sample in several]
+    rows = tabulate(samples)
+    dense = ", ".join(sorted(set().union(*(sample["baseline_ms"] for sample in samples))))
+    name = re.sub(r"[^a-z0-9]+", "-", f"kernel {device} {kernel} {dtype}".lower())
+    title = f"Causal attention on {device}, {kernel} kernel, batch 1, {dtype}"
     facts = {
         "device": device,
-        "kernel": config["kernel"].get("kernel") or "the best one for the device",
-        "dense attention": ", ".join(sorted(set().union(*(sample["baseline_ms"] for sample in samples)))),
-        "n": f"{len(rows)} cells, {config['kernel']['repeats']} turns each",
+        "kernel": "the best one for the device" if kernel == BEST else kernel,
+        "dense attention": dense,
+        "n": " + ".join(f"{len(cells)} cells of {config['kernel']['repeats']} turns" for config, cells in runs),
     }
     return Chapter(
         title,
         facts,
-        [Table(name, "Every cell", rows, readable(rows), NOTE)],
-        [Drawing(name, "Speed-up over the best dense attention against blocks skipped", figure(rows, device))],
+        [Table(name, "Every cell", rows, readable(rows), note(device))],
+        [Drawing(name, "Speed-up over the best dense attention against blocks skipped", figure(rows, dense, title))],
     )
+
+
+def note(device: str) -> str:
+    """Under the table."""
+    if MATMUL_DEVICE in device:
+        return NOTE
+    return f"{NOTE} It was not measured on {device}: take the limit for an NVIDIA Hopper's rate, not for a bound here."
 
 
 def readable(rows: pd.DataFrame) -> pd.DataFrame:
@@ -53,7 +74,7 @@ def readable(rows: pd.DataFrame) -> pd.DataFrame:
 
 
 def tabulate(samples: list[dict[str, Any]]) -> pd.DataFrame:
-    """One row a sample: times, and the speed-up over the best dense baseline of the same cell and the limit of it."""
+    """One row a sample, by shape and skip ratio: times, the speed-up over the best dense one, and the limit of it."""
     rows = []
     for sample in samples:
         name, best = min(sample["baseline_ms"].items(), key=lambda item: item[1], default=("", float("nan")))
@@ -70,23 +91,22 @@ def tabulate(samples: list[dict[str, Any]]) -> pd.DataFrame:
                 "limit": best / floor,
             }
         )
-    return pd.DataFrame(rows)
+    return pd.DataFrame(rows).sort_values([*SHAPE, "skip_ratio"], kind="stable", ignore_index=True)
 
 
 @style.house
-def figure(table: pd.DataFrame, device: str) -> Figure:
+def figure(table: pd.DataFrame, dense: str, title: str) -> Figure:
     """Speed-up over the best dense attention against skip ratio, a panel a head size and pattern."""
     panels = list(table.groupby(["head_size", "pattern"]))
-    drawn, axes = style.subplots(1, len(panels), 3.4, 3.0, sharey=True)
-    for axis, ((size, pattern), panel) in zip(axes[0], panels, strict=True):
-        for number, (length, curve) in enumerate(panel.groupby("length")):
-            label = f"{length / 1024:g}K"
-            axis.plot(100 * curve["skip_ratio"], curve["speedup_over_best_dense"], label=label, **style.look(number))
-        longest = panel[panel["length"] == panel["length"].max()]
-        axis.plot(100 * longest["skip_ratio"], longest["limit"], ":", color=style.PASS_LINE, label="limit, longest")
-        axis.axhline(1, color=style.PASS_LINE, linewidth=1)
+    lengths = sorted(table["length"].unique())
+    drawn, axes = style.panels(len(panels), 4.2, 3.4, sharey=True)
+    for axis, ((size, pattern), panel) in zip(axes, panels, strict=True):
+        for number, length in enumerate(lengths):
+            curve, look = panel[panel["length"] == length], looks.numbered(number)
+            skipped = 100 * curve["skip_ratio"]
+            axis.plot(skipped, curve["speedup_over_best_dense"], label=f"{length / 1024:g}K tokens", **look)
+            axis.plot(skipped, curve["limit"], color=look["color"], linestyle=":", linewidth=1)
+        axis.axhline(1, label=f"dense: best of {dense}", **style.HOLD)
         axis.set(title=f"head size {size}, {pattern}", xlabel="blocks skipped, %")
-    axes[0][0].set_ylabel("times the best dense attention")
-    axes[0][0].legend()
-    drawn.suptitle(f"{device}; limit: every product at {MATMUL_TFLOPS:g} TFLOP/s", fontsize=8)
-    return drawn
+    axes[0].plot([], [], label=f"limit: {MATMUL_TFLOPS:g} TFLOP/s, {MATMUL_DEVICE}", **style.CUT)
+    return style.finish(drawn, title, "times the best dense attention")

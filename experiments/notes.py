@@ -14,6 +14,10 @@ MEANS = (
     "where it scores at least 50%. Intervals: bootstrap within tasks. TTFT: median of ratios over samples that one "
     "process ran through both."
 )
+UNFINISHED = (
+    "'n of m tasks': a run that is not finished. Its mean is over other tasks than its neighbours' and not to be "
+    "compared with theirs; its difference to dense is over its own prompts alone."
+)
 WEAK_TASK = "† dense scores under 50% here: the cell says nothing of a method."
 BESIDE = (
     "Accuracy and TTFT in % of dense attention's. Our rows are of the tasks that dense attention is able to do. The "
@@ -32,3 +36,8 @@ def needles(rows: pd.DataFrame) -> str:
     """Under a table of needles found."""
     marked = WEAK_NEEDLES if rows["weak_dense"].any() else ""
     return f"{marked}TTFT ratios are medians over samples that one process ran through both. {paper.headline('niah')}"
+
+
+def means(rows: pd.DataFrame) -> str:
+    """Under a table of means over tasks."""
+    return f"{MEANS}\n\n{UNFINISHED}" if (rows["tasks"] < rows["of_tasks"]).any() else MEANS

@@ -35,9 +35,12 @@ def scores(rows: pd.DataFrame) -> pd.DataFrame:
 
 
 def means(rows: pd.DataFrame) -> pd.DataFrame:
-    """Means over tasks, for people."""
+    """Means over tasks, for people; a run that lacks some of them says so."""
     shown = rows[["length", "method", "strength", "calibration", "n"]].copy()
-    shown.insert(1, "tasks", [f"{scope} ({tasks})" for scope, tasks in zip(rows["scope"], rows["tasks"], strict=True)])
+    counts = zip(rows["scope"], rows["tasks"], rows["of_tasks"], strict=True)
+    shown.insert(
+        1, "tasks", [f"{scope} ({n})" if n == of else f"{scope} ({n} of {of} tasks)" for scope, n, of in counts]
+    )
     shown["mean % [95%]"] = _intervals(rows, "score", ".1f")
     shown["vs dense, points [95%]"] = _intervals(rows, "difference", "+.1f")
     shown["% of dense [95%]"] = _intervals(rows, "of_dense", ".1f")

@@ -12,7 +12,7 @@ import errno
 import hashlib
 import json
 import os
-from collections.abc import Iterator
+from collections.abc import Collection, Iterator
 from contextlib import contextmanager
 from dataclasses import dataclass, field
 from pathlib import Path
@@ -186,6 +186,12 @@ def read_runs(root: Path, experiment: str) -> Iterator[tuple[dict[str, Any], lis
         config = _read_config(path)
         if samples := read_samples(path.parent / "samples.jsonl"):
             yield {"run_id": path.parent.name, **config}, samples
+
+
+def first_holding(experiments: Collection[str], *roots: Path) -> Path:
+    """The first of several results folders that holds a run of one of the experiments; the last where none does."""
+    holding = (root for root in roots if any(any((root / name).glob("*/samples.jsonl")) for name in experiments))
+    return next(holding, roots[-1])
 
 
 def _read_config(path: Path) -> dict[str, Any]:

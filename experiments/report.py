@@ -113,7 +113,7 @@ def suite(section: Section) -> Chapter:
         section.title,
         _facts(section, "answers"),
         [
-            Table(section.name, "Means over tasks", rows, readable.means(rows), notes.MEANS),
+            Table(section.name, "Means over tasks", rows, readable.means(rows), notes.means(rows)),
             Table(f"{section.name}-cells", "Every task and length", cells, readable.table(cells), notes.WEAK_TASK),
             Table(f"{section.name}-tasks", "Tasks side by side", scores, by_task, "Mean scores, %."),
             _beside_the_paper(section),

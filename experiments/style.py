@@ -1,24 +1,38 @@
-"""How every figure looks: colour-blind-safe (Okabe and Ito's palette), told apart in print by marker and line too."""
+"""How every figure looks: its panels keep their size whatever stands around them."""
 
 from __future__ import annotations
 
+import math
+import textwrap
 from pathlib import Path
 from typing import Any
 
 import matplotlib
+from matplotlib.axes import Axes
+from matplotlib.axis import Axis
+from matplotlib.backends.backend_agg import FigureCanvasAgg
+from matplotlib.cm import ScalarMappable
+from matplotlib.colors import Normalize
 from matplotlib.figure import Figure
+from matplotlib.ticker import FuncFormatter, LogLocator, NullFormatter
 
-COLORS = ("#0072B2", "#D55E00", "#009E73", "#CC79A7", "#E69F00", "#56B4E9", "#000000")
-MARKERS = ("o", "s", "^", "D", "v", "P", "X")
-PASS_LINE = "#555555"
+HOLD: dict[str, Any] = {"color": "#555555", "linewidth": 1.2}  # a line to hold, such as dense attention's
+CUT: dict[str, Any] = {"color": "#555555", "linewidth": 0.8, "linestyle": ":"}
+HEAT = "cividis"  # the same in grey
+SMALL = 8  # points: what stands around the panels
+LINE = 1.5 * SMALL / 72  # inches, a line of text
+LETTER = 0.58 * SMALL / 72  # inches, about
 RC: Any = {
     "figure.constrained_layout.use": True,
     "font.size": 9,
+    "axes.titlesize": 9,
     "axes.grid": True,
     "grid.alpha": 0.3,
     "axes.spines.top": False,
     "axes.spines.right": False,
     "legend.frameon": False,
+    "legend.fontsize": SMALL,
+    "legend.handlelength": 3,  # a dash and a marker
     "savefig.dpi": 160,
 }
 
@@ -26,16 +40,68 @@ RC: Any = {
 house = matplotlib.rc_context(RC)  # decorates what draws
 
 
-def subplots(rows: int, columns: int, width: float, height: float, **options):
-    """A figure of panels, and its axes as a 2-D array. Sizes in inches a panel."""
+def panels(count: int, width: float, height: float, columns: int = 2, **options) -> tuple[Figure, list[Axes]]:
+    """A figure and its panels, at most ``columns`` a row. Sizes in inches a panel, with its labels."""
+    columns = min(columns, max(1, count))
+    rows = math.ceil(max(1, count) / columns)
     figure = Figure(figsize=(width * columns, height * rows))
-    return figure, figure.subplots(rows, columns, squeeze=False, **options)
+    axes = list(figure.subplots(rows, columns, squeeze=False, **options).flat)
+    used, unused = axes[: max(1, count)], axes[max(1, count) :]
+    for axis in unused:
+        axis.set_axis_off()
+    for axis in used[-columns:]:  # the lowest of its column, where the x axis is shared
+        axis.tick_params(labelbottom=True)
+    return figure, used
 
 
-def look(series: int) -> dict[str, Any]:
-    """Colour and marker of the n-th series."""
-    round_trip = series // len(COLORS)  # the eighth series has the first one's colour and the second one's marker
-    return {"color": COLORS[series % len(COLORS)], "marker": MARKERS[(series + round_trip) % len(MARKERS)]}
+def finish(figure: Figure, title: str, ylabel: str = "") -> Figure:
+    """The title above, one legend of all panels below; the figure grows by what they take.
+
+    ``ylabel`` is of all panels, and stands beside their middle.
+    """
+    width, height = figure.get_size_inches()
+    lines = textwrap.wrap(title, int(width / LETTER))
+    figure.suptitle("\n".join(lines), fontsize=SMALL)
+    entries = {
+        label: handle for axis in figure.axes for handle, label in zip(*axis.get_legend_handles_labels(), strict=True)
+    }
+    taken = _legend(figure, entries, width) if entries else 0.0
+    whole = height + taken + LINE * len(lines)
+    figure.set_size_inches(width, whole)
+    figure.supylabel(textwrap.fill(ylabel, int(height / LETTER)), y=(taken + height / 2) / whole, fontsize=SMALL + 1)
+    return figure
+
+
+def scale(figure: Figure, axes: list[Axes], highest: float, label: str) -> None:
+    """What the colours of all panels mean, from 0 to the highest, beside them."""
+    shades = ScalarMappable(Normalize(0, highest), HEAT)
+    figure.colorbar(shades, ax=axes, label=label, fraction=0.04, aspect=40)
+
+
+def _legend(figure: Figure, entries: dict[str, Any], width: float) -> float:
+    """Below the panels, in as many columns as fit. Returns its height in inches."""
+    renderer = FigureCanvasAgg(figure).get_renderer()
+    columns = len(entries)
+    while True:
+        rows = math.ceil(len(entries) / columns)
+        columns = math.ceil(len(entries) / rows)  # no column stays empty
+        legend = figure.legend(entries.values(), entries, loc="outside lower center", ncols=columns)
+        box = legend.get_window_extent(renderer)
+        if columns == 1 or box.width <= width * figure.dpi:
+            return box.height / figure.dpi
+        legend.remove()
+        columns -= 1
+
+
+def plain_log(axis: Axis) -> None:
+    """A logarithmic axis with numbers as people write them: decades, and 1, 2, 3, 4, 6 of each where it spans few.
+
+    Call it when all is drawn.
+    """
+    low, high = axis.get_view_interval()
+    axis.set_major_locator(LogLocator(subs=(1.0,) if high > 100 * low else (1.0, 2.0, 3.0, 4.0, 6.0)))
+    axis.set_major_formatter(FuncFormatter(lambda value, _: f"{value:g}"))
+    axis.set_minor_formatter(NullFormatter())
 
 
 @house

@@ -2,11 +2,14 @@
 
 from __future__ import annotations
 
+from typing import Any
+
 import pandas as pd
 from matplotlib.axes import Axes
 from matplotlib.figure import Figure
 
-from experiments import style
+from experiments import looks, style
+from experiments.looks import Series
 
 SCORE = "mean score, % of dense (95% interval)"
 
@@ -22,9 +25,10 @@ def skipped(ours: pd.DataFrame, title: str) -> Figure:
     """
     rows = ours.dropna(subset=["skip_ratio", "of_dense"])
     lengths = sorted(rows["length"].unique())
-    figure, axes = style.subplots(1, max(1, len(lengths)), 3.4, 3.2, sharey=True)
-    for axis, length in zip(axes[0], lengths, strict=False):
-        _lines(axis, rows, length, "skip_ratio")
+    figure, axes = style.panels(len(lengths), 4.2, 3.4, sharex=True, sharey=True)
+    drawn = looks.by_method(_series(rows))
+    for axis, length in zip(axes, lengths, strict=False):
+        _lines(axis, rows, length, "skip_ratio", drawn)
         axis.set(title=_panel(rows, length), xlabel="blocks skipped, %")
     return _finished(figure, axes, title)
 
@@ -37,68 +41,59 @@ def timed(ours: pd.DataFrame, theirs: pd.DataFrame, title: str) -> Figure:
     """
     rows = ours.dropna(subset=["ttft_of_dense", "of_dense"])
     lengths = sorted(rows["length"].unique())
-    panels = len(lengths) + (not theirs.empty)
-    figure, axes = style.subplots(1, max(1, panels), 3.4, 3.2, sharey=True)
-    for axis, length in zip(axes[0], lengths, strict=False):
-        _lines(axis, rows, length, "ttft_of_dense")
+    figure, axes = style.panels(len(lengths) + (not theirs.empty), 4.2, 3.4, sharex=True, sharey=True)
+    papers = {_paper_series(*key): line for key, line in theirs.groupby(["method", "length"], dropna=False)}
+    drawn = looks.by_method([*_series(rows), *papers])
+    for axis, length in zip(axes, lengths, strict=False):
+        _lines(axis, rows, length, "ttft_of_dense", drawn)
         axis.set(title=_panel(rows, length))
-    if not theirs.empty:
-        _paper(axes[0][-1], theirs)
-    for axis in axes[0]:
+    for series, line in papers.items():
+        axes[-1].plot(100 * line["ttft_of_dense"], 100 * line["of_dense"], **drawn[series])
+        axes[-1].set_title(f"the paper: {line['model'].iloc[0]}, {line['device'].iloc[0]}")
+    for axis in axes:
+        axis.axvline(100, **style.CUT)
         axis.set_xlabel("TTFT, % of dense")
-        axis.axvline(100, color=style.PASS_LINE, linestyle=":", linewidth=0.8)
     return _finished(figure, axes, title)
 
 
+def _series(rows: pd.DataFrame) -> list[Series]:
+    return list(zip(rows["method"], rows["calibration"], strict=True))
+
+
+def _paper_series(method: str, length: float) -> Series:
+    return method, "the paper" if pd.isna(length) else f"the paper, {length // 1024:g}K"
+
+
 def _panel(rows: pd.DataFrame, length: int) -> str:
-    tasks = rows.loc[rows["length"] == length, "tasks"].max()
+    tasks = rows.loc[rows["length"] == length, "of_tasks"].max()
     return f"{length} tokens, {tasks} tasks"
 
 
-def _lines(axis: Axes, rows: pd.DataFrame, length: int, x: str) -> None:
+def _lines(axis: Axes, rows: pd.DataFrame, length: int, x: str, drawn: dict[Series, dict[str, Any]]) -> None:
     """One line a method; a method keeps its look in every panel."""
-    series = dict.fromkeys(zip(rows["method"], rows["calibration"], strict=True))
-    for number, (method, calibration) in enumerate(series):
+    ours = _series(rows)
+    for method, calibration in (series for series in drawn if series in ours):
         chosen = (rows["method"] == method) & (rows["calibration"] == calibration) & (rows["length"] == length)
         line = rows[chosen].sort_values(x)
         share = 100 * line["of_dense"]
         spread = [(share - 100 * line["of_dense_low"]).fillna(0), (100 * line["of_dense_high"] - share).fillna(0)]
-        axis.errorbar(
-            100 * line[x],
-            share,
-            yerr=[side.clip(lower=0) for side in spread],
-            label=f"{method}, calibrated on {calibration}" if calibration else method,
-            capsize=2,
-            linewidth=1.2,
-            markersize=5,
-            **style.look(number),
-        )
-    axis.axhline(100, color=style.PASS_LINE, linestyle="--", linewidth=1)
+        errors = [side.clip(lower=0) for side in spread]
+        axis.errorbar(100 * line[x], share, yerr=errors, capsize=2, elinewidth=0.8, **drawn[method, calibration])
+        for point in line[line["tasks"] < line["of_tasks"]].itertuples():  # over other tasks than its neighbours
+            axis.annotate(
+                f"{point.tasks} of {point.of_tasks} tasks",
+                (100 * getattr(point, x), 100 * point.of_dense),
+                xytext=(5, 5),
+                textcoords="offset points",
+                fontsize=7,
+                color=drawn[method, calibration]["color"],
+            )
 
 
-def _paper(axis: Axes, points: pd.DataFrame) -> None:
-    for number, ((method, length), line) in enumerate(points.groupby(["method", "length"], dropna=False)):
-        axis.plot(
-            100 * line["ttft_of_dense"],
-            100 * line["of_dense"],
-            label=method if pd.isna(length) else f"{method}, {length // 1024:g}K",
-            linestyle="--",
-            linewidth=1.0,
-            markersize=4,
-            markerfacecolor="none",
-            **style.look(number),
-        )
-    axis.axhline(100, color=style.PASS_LINE, linestyle="--", linewidth=1)
-    axis.set_title(f"the paper: {points['model'].iloc[0]}, {points['device'].iloc[0]}")
-    axis.legend(fontsize=7, loc="lower right")
-
-
-def _finished(figure: Figure, axes, title: str) -> Figure:
-    axes[0][0].set_ylabel(SCORE)
-    handles, labels = axes[0][0].get_legend_handles_labels()
-    if not handles:
-        axes[0][0].text(0.5, 0.5, "no method to set against dense yet", ha="center", transform=axes[0][0].transAxes)
-    if handles and not axes[0][0].get_legend():
-        figure.legend(handles, labels, loc="outside lower center", ncols=3)
-    figure.suptitle(title, fontsize=8)
-    return figure
+def _finished(figure: Figure, axes: list[Axes], title: str) -> Figure:
+    for axis in axes:
+        axis.axhline(100, **style.HOLD)
+        axis.tick_params(labelbottom=True)
+    if not any(axis.get_legend_handles_labels()[0] for axis in axes):
+        axes[0].text(0.5, 0.5, "no method to set against dense yet", ha="center", transform=axes[0].transAxes)
+    return style.finish(figure, title, SCORE)

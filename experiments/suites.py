@@ -36,9 +36,9 @@ def means(section: Section) -> pd.DataFrame:
 
     Returns
     -------
-    DataFrame with tasks (how many), n (answers), score, difference (to dense, on the same samples) and of_dense (score
-    over dense's), each with a 95% bootstrap interval within tasks, skip_ratio, and ttft_of_dense (median of ratios
-    within one process).
+    DataFrame with tasks (how many), of_tasks (how many of the scope any method ran), n (answers), score, difference (to
+    dense, on the same samples) and of_dense (score over dense's), each with a 95% bootstrap interval within tasks,
+    skip_ratio, and ttft_of_dense (median of ratios within one process).
     """
     frame = pd.DataFrame(_means(section.samples))
     frame["scope"] = pd.Categorical(frame["scope"], SCOPES)
@@ -51,7 +51,8 @@ def _means(samples: pd.DataFrame) -> Iterator[dict[str, Any]]:
         known = dense.drop_duplicates("id").groupby("task")["score"].mean()
         for scope, tasks in zip(SCOPES, (set(same["task"]), set(known.index[known >= WEAK])), strict=True):
             for key, cell in same[same["task"].isin(tasks)].groupby(METHOD, sort=False, dropna=False):
-                yield {"length": length, "scope": scope, **dict(zip(METHOD, key, strict=True)), **_mean(cell, dense)}
+                names = {"length": length, "scope": scope, **dict(zip(METHOD, key, strict=True))}
+                yield names | {"of_tasks": len(tasks), **_mean(cell, dense)}
 
 
 def _mean(cell: pd.DataFrame, dense: pd.DataFrame) -> dict[str, Any]:

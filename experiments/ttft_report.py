@@ -9,7 +9,7 @@ from typing import Any
 import pandas as pd
 from matplotlib.figure import Figure
 
-from experiments import style
+from experiments import looks, style
 from experiments.chapters import Chapter, Drawing, Table
 from experiments.records import read_runs
 
@@ -108,25 +108,23 @@ def figure(rows: pd.DataFrame, title: str) -> Figure:
     """TTFT against length, and what each method gains over the best dense one of the same length."""
     rows = rows[rows["ttft_s"].notna()]
     rows = rows.assign(gain=rows.filter(like="times_").min(axis=1))  # the best dense method of the same process
-    drawn, axes = style.subplots(1, 2, 4.0, 3.2)
-    time, gain = axes[0]
-    for number, (method, line) in enumerate(rows.groupby("method", sort=False)):
-        line = line.sort_values("length").set_index("length")
+    drawn, (time, gain) = style.panels(2, 4.6, 3.6)
+    for (method, _), look in looks.by_method((method, "") for method in rows["method"]).items():
+        line = rows[rows["method"] == method].sort_values("length").set_index("length")
         thousands = line.index / 1024
         errors = [line["ttft_s"] - line["ttft_q25_s"], line["ttft_q75_s"] - line["ttft_s"]]
-        time.errorbar(thousands, line["ttft_s"], yerr=errors, label=method, capsize=2, **style.look(number))
-        gain.plot(thousands, line["gain"], **style.look(number))
+        time.errorbar(thousands, line["ttft_s"], yerr=errors, capsize=2, elinewidth=0.8, **look)
+        gain.plot(thousands, line["gain"], **look)
     for axis in (time, gain):
         axis.set_xscale("log", base=2)
         axis.set_xticks(sorted(rows["length"].unique() / 1024), [f"{n / 1024:g}K" for n in sorted(set(rows["length"]))])
         axis.set_xlabel("prompt, tokens")
     time.set_yscale("log")
+    style.plain_log(time.yaxis)
     time.set_ylabel("TTFT, s (quartiles)")
-    gain.axhline(1, color=style.PASS_LINE, linewidth=1)
+    gain.axhline(1, **style.HOLD)
     gain.set_ylabel("best dense TTFT / this")
-    drawn.legend(*time.get_legend_handles_labels(), loc="outside lower center", ncols=2)
-    drawn.suptitle(title, fontsize=8)
-    return drawn
+    return style.finish(drawn, title)
 
 
 def _title(config: dict[str, Any]) -> str:

@@ -150,7 +150,7 @@ def test_the_papers_points_stand_in_the_figure_as_shares_of_dense(ran):
     ours = longbench_tables.trade(section)
     assert list(ours["method"]) == ["streaming_llm"]
     panels = timed(ours, longbench_tables.paper_points(), section.title).axes
-    assert panels[-1].get_legend_handles_labels()[1] == ["bsfa", "spargeattn"]
+    assert panels[-1].get_legend_handles_labels()[1] == ["bsfa (the paper)", "spargeattn (the paper)"]
 
 
 # Prompts

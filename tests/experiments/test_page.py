@@ -1,4 +1,4 @@
-"""The page of a report, and the kernels' part of it."""
+"""The page of a report."""
 
 from __future__ import annotations
 
@@ -10,10 +10,8 @@ from pathlib import Path
 import pandas as pd
 import pytest
 
-from experiments import kernel_report, page
+from experiments import page
 from experiments.chapters import Chapter, Table
-from experiments.records import Store
-from tests.experiments.conftest import QUIET
 
 
 @pytest.fixture
@@ -61,31 +59,3 @@ def test_a_table_without_rows_has_its_heads(tmp_path):
     rows = pd.DataFrame({"method": [], "n": []})
     text = page.write(tmp_path, {"niah": [Chapter("t", {}, [Table("t", "All", rows, rows, "none")])]}).read_text()
     assert re.findall(r"<th [^>]*>(.*?)</th>", text) == ["method", "n"]
-
-
-SAMPLE = {
-    "length": 1024, "head_size": 128, "q_heads": 4, "kv_heads": 2, "dtype": "bfloat16", "skip_asked": 0.5,
-    "skip_ratio": 0.5, "ms": 2.0, "ms_q25": 1.9, "ms_q75": 2.1,
-}  # fmt: skip
-
-
-@pytest.fixture
-def timed(tmp_path) -> Path:
-    """A store with one kernel run."""
-    run = Store(tmp_path).run("kernel", {"kernel": {"dtype": "bfloat16", "repeats": 3}, "device": "a GPU"})
-    with run.writing({"device": "a GPU"}) as writer:
-        for pattern, baselines in (("random", {"fa2": 4.0, "fa3": 3.0}), ("structured", {})):
-            writer.append({"id": pattern, **SAMPLE, "pattern": pattern, "baseline_ms": baselines})
-    return tmp_path
-
-
-def test_the_kernels_table_and_figure_are_made_from_the_records(command, timed):
-    ended = command("experiment=report", QUIET, f"results={timed}")
-    assert ended.status == 0, ended.err
-    [table], [_] = timed.glob("tables/kernel-*.csv"), timed.glob("figures/kernel-*.png")
-    rows = pd.read_csv(table).set_index("pattern")
-    assert rows.loc["random", ["best_dense", "speedup_over_best_dense"]].tolist() == ["fa3", 1.5]
-    assert pd.isna(rows.loc["structured", "speedup_over_best_dense"])
-    assert "Causal attention on a GPU" in (timed / page.FILE).read_text()
-    [chapter] = kernel_report.chapters(timed)
-    assert chapter.facts["dense attention"] == "fa2, fa3"

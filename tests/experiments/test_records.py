@@ -11,7 +11,7 @@ from hypothesis import strategies as st
 
 from bsfa import InputError
 from experiments import report
-from experiments.records import Run, Store, Writer, read_runs, read_samples
+from experiments.records import Run, Store, Writer, first_holding, read_runs, read_samples
 
 CONFIG = {"task": {"name": "niah", "lengths": [512]}, "method": {"name": "dense"}}
 MACHINE = {"device": "CPU"}
@@ -204,3 +204,13 @@ def test_unfinished_runs_are_read_and_empty_ones_are_not(tmp_path, run):
 
 def test_a_store_without_the_experiment_has_no_runs(tmp_path):
     assert list(read_runs(tmp_path / "nowhere", "niah")) == []
+
+
+def test_the_first_folder_with_records_of_what_is_asked_is_read(tmp_path):
+    own, published = tmp_path / "own", tmp_path / "published"
+    for root in (own, published):
+        Store(root)
+    assert first_holding(["niah"], own, published) == published
+    record(Store(own).run("kernel", CONFIG), "a")
+    assert first_holding(["niah"], own, published) == published
+    assert first_holding(["niah", "kernel"], own, published) == own

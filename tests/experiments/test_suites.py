@@ -9,7 +9,7 @@ import pandas as pd
 import pytest
 import yaml
 
-from experiments import paper, readable
+from experiments import notes, paper, readable
 from experiments.records import Store
 from experiments.results import Section
 from experiments.suite_figures import skipped, timed
@@ -193,11 +193,11 @@ def test_the_figures_have_a_panel_a_length_and_the_papers_beside_them(tmp_path):
     ):
         write(tmp_path, EASY_AND_HARD, method, strength, ttft=ttft, lengths=(2048, 4096))
     section = only(tmp_path)
-    ours = {f"{length} tokens, 1 tasks": ["blasst", "bsfa"] for length in (2048, 4096)}
+    ours = {f"{length} tokens, 1 tasks": ["bsfa", "blasst"] for length in (2048, 4096)}
     assert drawn(skipped(trade(section), section.title)) == ours
     panels = drawn(timed(trade(section), paper.curves("ruler"), section.title))
     assert {title: panels[title] for title in ours} == ours
-    assert panels["the paper: Llama-3.1-8B, A100"][0] == "bsfa, 32K"
+    assert panels["the paper: Llama-3.1-8B, A100"][0] == "bsfa (the paper, 32K)"
 
 
 @pytest.mark.parametrize(
@@ -222,6 +222,23 @@ def test_a_report_of_a_suite_on_its_way(command, tmp_path, experiment, runs):
     }
     assert "protocol ours" in ended.out
     assert "nan" not in "".join(file.read_text() for file in (tmp_path / "tables").glob("*.md"))
+
+
+def test_a_mean_over_fewer_tasks_than_its_neighbours_is_marked(tmp_path):
+    write(tmp_path, {"vt": [1.0, 1.0], "fwe": [1.0, 1.0]})
+    write(tmp_path, {"vt": [1.0, 1.0], "fwe": [0.5, 1.0]}, "blasst", "x=1")
+    assert "not to be compared" not in notes.means(means(only(tmp_path)))
+    write(tmp_path, {"vt": [1.0, 1.0]}, "bsfa", "k=2")
+    shown = readable.means(means(only(tmp_path))).set_index("method")["tasks"]
+    assert shown.groupby(level=0).first().to_dict() == {
+        "dense": "all (2)",
+        "blasst": "all (2)",
+        "bsfa": "all (1 of 2 tasks)",
+    }
+    assert "not to be compared" in notes.means(means(only(tmp_path)))
+    section = only(tmp_path)
+    [note] = skipped(trade(section), section.title).axes[0].texts
+    assert note.get_text() == "1 of 2 tasks"
 
 
 def test_a_table_marks_a_task_that_dense_cannot_do(tmp_path):
