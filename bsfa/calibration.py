@@ -15,8 +15,8 @@ import torch
 from tqdm import tqdm
 from transformers import PreTrainedModel
 
-from bsfa.attention import Attended, block_maxima
-from bsfa.blocks import BLOCK_K, BLOCK_Q, BlockGrid
+from bsfa.attention import Attended
+from bsfa.blocks import BLOCK_K, BLOCK_Q
 from bsfa.errors import InputError
 from bsfa.methods.base import Attend, Call, Method
 from bsfa.methods.sdpa import sdpa
@@ -141,22 +141,9 @@ class _Recorder(Method):
 
 def layer_cuts(call: Call, k_values: Sequence[int]) -> torch.Tensor:
     """The cuts of one call: fp32 (n_k, B, Hq, n_q), -inf where a query block sees at most k blocks off its band."""
-    grid = call.grid
     width = max(k_values) + 1
     chunks = []
-    for first in range(0, grid.n_q, CHUNK_BLOCKS):
-        rows = slice(grid.rows(first).start, grid.rows(min(first + CHUNK_BLOCKS, grid.n_q) - 1).stop)
-        keys = grid.offset + rows.stop  # what a chunk of queries sees
-        part = BlockGrid(rows.stop - rows.start, keys, True, call.window_size)
-        maxima = block_maxima(
-            call.q[:, rows],
-            call.k[:, :keys],
-            causal=True,
-            softmax_scale=call.softmax_scale,
-            window_size=call.window_size,
-            softcap=call.softcap,
-            backend=call.backend,
-        )
+    for part, maxima in call.block_maxima(CHUNK_BLOCKS):
         for i in range(part.n_q):
             maxima[:, :, i, part.band(i).start :] = -torch.inf
         top = maxima.topk(min(width, maxima.shape[-1]), dim=-1).values

@@ -14,8 +14,7 @@ from typing import ClassVar
 import torch
 
 import bsfa
-from bsfa.attention import Attended, Backend, block_maxima
-from bsfa.blocks import BlockGrid
+from bsfa.attention import Attended, Backend
 from bsfa.gates import Gate
 from bsfa.methods import Call, Method
 from bsfa.methods.base import Attend
@@ -76,21 +75,9 @@ class _Setting(Method):
 def quantiles(call: Call, skip: float) -> torch.Tensor:
     """The cuts of one call of one prompt: fp32 (Hq, n_q). A share of all visible blocks, the diagonal ones, which are
     always kept, among them; +inf where no share of the others is enough."""
-    grid, cuts = call.grid, []
-    for first in range(0, grid.n_q, RUN):
-        last = min(first + RUN, grid.n_q) - 1
-        rows = slice(grid.rows(first).start, grid.rows(last).stop)
-        keys = grid.offset + rows.stop
-        part = BlockGrid(rows.stop - rows.start, keys, True, call.window_size)
-        maxima = block_maxima(
-            call.q[:, rows],
-            call.k[:, :keys],
-            causal=True,
-            softmax_scale=call.softmax_scale,
-            window_size=call.window_size,
-            softcap=call.softcap,
-            backend=call.backend,
-        )[0]
+    cuts = []
+    for part, maxima in call.block_maxima(RUN):
+        maxima = maxima[0]
         free = visible(part, maxima.device) & ~band(part, maxima.device)
         count = sum(len(part.visible(i)) - len(part.band(i)) for i in range(part.n_q))
         rank = round(skip * part.total())

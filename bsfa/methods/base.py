@@ -9,7 +9,7 @@ from typing import ClassVar
 
 import torch
 
-from bsfa.attention import Attended, Backend, attend, attend_varlen
+from bsfa.attention import Attended, Backend, attend, attend_varlen, block_maxima
 from bsfa.blocks import BlockGrid, BlockLists
 from bsfa.gates import Gate
 from bsfa.model import ModelInfo
@@ -49,6 +49,28 @@ class Call:
             return_lse=self.return_lse,
             backend=self.backend,
         )
+
+    def block_maxima(self, run: int) -> Iterator[tuple[BlockGrid, torch.Tensor]]:
+        """`bsfa.attention.block_maxima` of ``run`` query blocks after ``run``, so that no more stand in memory at once.
+
+        Yields
+        ------
+        The blocks of a run with the keys that it sees, and fp32 (B, Hq, blocks of the run, n_k) of them.
+        """
+        grid = self.grid
+        for first in range(0, grid.n_q, run):
+            rows = slice(grid.rows(first).start, grid.rows(min(first + run, grid.n_q) - 1).stop)
+            keys = grid.offset + rows.stop
+            maxima = block_maxima(
+                self.q[:, rows],
+                self.k[:, :keys],
+                causal=True,
+                softmax_scale=self.softmax_scale,
+                window_size=self.window_size,
+                softcap=self.softcap,
+                backend=self.backend,
+            )
+            yield BlockGrid(rows.stop - rows.start, keys, True, self.window_size), maxima
 
     def packed(self, q: torch.Tensor, k: torch.Tensor, v: torch.Tensor, packing: Packing) -> PackedCall:
         """The call over sequences one after the other: q (total_q, Hq, D), k and v (total_k, Hkv, D)."""
