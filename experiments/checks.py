@@ -21,6 +21,21 @@ def counts(setting: str, values: object) -> None:
         raise InputError(f"{setting}={values} holds a number twice")
 
 
+def shares(setting: str, values: object, least: int) -> None:
+    """Refuse anything but a list of at least ``least`` shares from 0 to below 1.
+
+    Raises
+    ------
+    InputError
+    """
+    if not (
+        isinstance(values, Sequence)
+        and len(values) >= least
+        and all(isinstance(x, (int, float)) and 0 <= x < 1 for x in values)
+    ):
+        raise InputError(f"{setting}={values} must be shares from 0 to below 1, such as [0.5,0.8]")
+
+
 def count(setting: str, value: object) -> None:
     """Refuse anything but a whole number from 1.
 

@@ -75,8 +75,7 @@ class Grid:
         checks.counts("kernel.lengths", list(self.lengths))
         checks.count("kernel.repeats", self.repeats)
         checks.seed("kernel.seed", self.seed)
-        if not (self.skips and all(isinstance(skip, (int, float)) and 0 <= skip < 1 for skip in self.skips)):
-            raise InputError(f"kernel.skips={self.skips} must be shares from 0 to below 1, such as [0.5,0.8]")
+        checks.shares("kernel.skips", self.skips, least=1)
         if not (self.heads and all(_are_heads(pair) for pair in self.heads)):
             raise InputError(f"kernel.heads={self.heads} must be pairs of query and KV heads, such as [[32,8]]")
         if not (self.head_sizes and self.patterns):

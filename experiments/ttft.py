@@ -67,8 +67,7 @@ class Grid:
         checks.counts("ttft.lengths", self.lengths)
         checks.count("ttft.repeats", self.repeats)
         checks.seed("ttft.seed", self.seed)
-        if not all(isinstance(skip, (int, float)) and 0 <= skip < 1 for skip in self.skips):
-            raise InputError(f"ttft.skips={list(self.skips)} must be shares from 0 to below 1, such as [0.5,0.8]")
+        checks.shares("ttft.skips", self.skips, least=0)
         if unknown := [name for name in self.baselines if name not in BASELINES]:
             raise InputError(f"ttft.baselines: {unknown} is none of {', '.join(BASELINES)}")
         if self.prompt not in PROMPTS:
@@ -177,7 +176,7 @@ def run(cfg: DictConfig) -> None:
 
 def _say_left_out(record: Run) -> None:
     summary = record.path / "summary.json"
-    for name, reason in json.loads(summary.read_text())["left_out"].items():
+    for name, reason in ttft_report.left_out(summary).items():
         log.warning("%s was left out: %s; remove %s to try it again", name, reason, summary)
 
 

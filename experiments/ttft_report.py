@@ -46,7 +46,7 @@ def _chapter(config: dict[str, Any], samples: list[dict[str, Any]], summary: Pat
     return Chapter(
         title,
         facts,
-        [Table(name, "Every length and method", rows, readable(rows), _notes(rows, _left_out(summary)))],
+        [Table(name, "Every length and method", rows, readable(rows), _notes(rows, left_out(summary)))],
         drawings,
     )
 
@@ -135,12 +135,12 @@ def _title(config: dict[str, Any]) -> str:
     return f"Time to first token, {model['name']} ({weights}), {model['dtype']}, {config['device']}{processes}{chunk}"
 
 
-def _left_out(summary: Path) -> dict[str, str]:
+def left_out(summary: Path) -> dict[str, str]:
     """Baselines that did not run, with the reason."""
     return json.loads(summary.read_text())["left_out"] if summary.is_file() else {}
 
 
-def _notes(rows: pd.DataFrame, left_out: dict[str, str]) -> str:
+def _notes(rows: pd.DataFrame, missing: dict[str, str]) -> str:
     said = [NOTE]
     if rows["method"].str.contains("set to skip").any():
         said.append(
@@ -151,5 +151,5 @@ def _notes(rows: pd.DataFrame, left_out: dict[str, str]) -> str:
         f"{row['method']} at {row['length']:,}: {row['out_of_memory']}"
         for _, row in rows[rows["out_of_memory"].notna()].iterrows()
     ]
-    said += [f"Left out, {name}: {reason}" for name, reason in left_out.items()]
+    said += [f"Left out, {name}: {reason}" for name, reason in missing.items()]
     return "\n\n".join(said)
