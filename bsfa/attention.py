@@ -6,6 +6,7 @@ Everything public comes down to `attend`: `flash_attn_func`, the methods, the tr
 from __future__ import annotations
 
 import math
+from collections.abc import Sequence
 from dataclasses import dataclass
 from typing import Literal, get_args
 
@@ -43,6 +44,16 @@ class Attended:
     out: torch.Tensor
     lse: torch.Tensor | None
     stats: SkipStats
+
+    @classmethod
+    def joined(cls, parts: Sequence[Attended]) -> Attended:
+        """Calls of one sequence each as one packed batch: ``out`` (total_q, Hq, D), ``lse`` (Hq, total_q)."""
+        lses = [part.lse[0] for part in parts if part.lse is not None]
+        return cls(
+            torch.cat([part.out[0] for part in parts]),
+            torch.cat(lses, dim=-1) if lses else None,
+            SkipStats(torch.cat([part.stats.kept for part in parts]), torch.cat([part.stats.total for part in parts])),
+        )
 
 
 def attend(
@@ -185,9 +196,23 @@ def attend_varlen(
     check_qkv(q[None], k[None], v[None])
     scale = check_scale(q, softmax_scale)
     if pick_backend(backend, q.device) == "reference":
-        options = {"causal": causal, "softmax_scale": scale, "window_size": window_size, "softcap": softcap}
-        spans = packing.spans(len(q), len(k))
-        return _one_by_one(q, k, v, spans, **options, gate=gate, return_lse=return_lse, backend="reference")
+        return Attended.joined(
+            [
+                attend(
+                    q[queries][None],
+                    k[keys][None],
+                    v[keys][None],
+                    causal=causal,
+                    softmax_scale=scale,
+                    window_size=window_size,
+                    softcap=softcap,
+                    gate=gate,
+                    return_lse=return_lse,
+                    backend="reference",
+                )
+                for queries, keys in packing.spans(len(q), len(k))
+            ]
+        )
     _check_cuda(q, window_size, softcap)
     if packing.cu_seqlens_q.device.type == packing.cu_seqlens_k.device.type == "cpu":
         packing.spans(len(q), len(k))
@@ -210,18 +235,6 @@ def attend_varlen(
     assert kept is not None  # it was asked for
     total = packing.total(causal)[:, None].expand_as(kept)
     return Attended(_forward_only(out, q, k, v), lse, SkipStats(kept, total))
-
-
-def _one_by_one(
-    q: torch.Tensor, k: torch.Tensor, v: torch.Tensor, spans: list[tuple[slice, slice]], **options
-) -> Attended:
-    parts = [attend(q[a][None], k[b][None], v[b][None], **options) for a, b in spans]
-    lses = [part.lse[0] for part in parts if part.lse is not None]
-    return Attended(
-        torch.cat([part.out[0] for part in parts]),
-        torch.cat(lses, dim=-1) if lses else None,
-        SkipStats(torch.cat([part.stats.kept for part in parts]), torch.cat([part.stats.total for part in parts])),
-    )
 
 
 class _ForwardOnly(torch.autograd.Function):

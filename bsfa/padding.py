@@ -6,7 +6,7 @@ from dataclasses import dataclass, replace
 
 import torch
 
-from bsfa.attention import Attended, SkipStats
+from bsfa.attention import Attended
 from bsfa.methods.base import Attend, Call, PackedCall
 from bsfa.packing import Packing
 
@@ -54,8 +54,4 @@ class Padding:
 
 def attend_packed(attend: Attend, packs: bool, call: PackedCall) -> Attended:
     """At once where the method packs, else one sequence after the other."""
-    if packs:
-        return attend(call)
-    parts = [attend(alone) for alone in call.alone()]
-    stats = SkipStats(torch.cat([p.stats.kept for p in parts]), torch.cat([p.stats.total for p in parts]))
-    return Attended(torch.cat([p.out[0] for p in parts]), None, stats)
+    return attend(call) if packs else Attended.joined([attend(alone) for alone in call.alone()])
