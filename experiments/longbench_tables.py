@@ -52,9 +52,8 @@ def means(section: Section) -> pd.DataFrame:
     return rows[rows["scope"] == "all"].drop(columns="scope").reset_index(drop=True)
 
 
-def trade(section: Section) -> pd.DataFrame:
-    """What is paid in score for what is skipped, a row a sparse method, strength and length."""
-    rows = means(section)
+def trade(rows: pd.DataFrame) -> pd.DataFrame:
+    """What is paid in score for what is skipped, a row a sparse method, strength and length, from `means`."""
     return rows[~rows["method"].isin(BASELINES)].reset_index(drop=True)
 
 
@@ -64,15 +63,19 @@ def not_run(section: Section) -> list[str]:
     return [task for task in TASKS if task not in ran]
 
 
-def beside_the_paper(section: Section) -> pd.DataFrame:
+def beside_the_paper(section: Section, rows: pd.DataFrame) -> pd.DataFrame:
     """Our means and the paper's, each with its model, device, protocol and number of tasks.
+
+    Parameters
+    ----------
+    rows : DataFrame
+        Of `means`.
 
     Returns
     -------
     DataFrame with source, model, device, protocol, tasks, n, length, the columns of `METHOD`, score (0 to 1) and its
     interval, skip_ratio and speedup (dense TTFT over this one's).
     """
-    rows = means(section)
     ours = rows.assign(
         source="these records",
         model=section.model,

@@ -22,15 +22,9 @@ def scores(rows: pd.DataFrame) -> pd.DataFrame:
     cells = [key for key in ("task", "haystack", "length") if key in rows]
     shown = rows[[*cells, "method", "strength", "calibration", "n"]].copy()
     weak = rows["weak_dense"].map({True: " †", False: ""})
-    shown["accuracy % [95%]"] = [
-        f"{100 * s:.1f} [{100 * low:.0f}, {100 * high:.0f}]{mark}"
-        for s, low, high, mark in zip(rows["score"], rows["score_low"], rows["score_high"], weak, strict=True)
-    ]
-    shown["vs dense, points [95%]"] = [
-        "" if pd.isna(d) else f"{100 * d:+.1f} [{100 * low:+.0f}, {100 * high:+.0f}]"
-        for d, low, high in zip(rows["difference"], rows["difference_low"], rows["difference_high"], strict=True)
-    ]
-    shown["skip ratio %"] = [f"{100 * ratio:.1f}" for ratio in rows["skip_ratio"]]
+    shown["accuracy % [95%]"] = [x + mark for x, mark in zip(_intervals(rows, "score", ".1f"), weak, strict=True)]
+    shown["vs dense, points [95%]"] = _intervals(rows, "difference", "+.1f")
+    shown["skip ratio %"] = rows["skip_ratio"].map(percent)
     return shown
 
 

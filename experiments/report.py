@@ -5,6 +5,7 @@ from __future__ import annotations
 from collections.abc import Callable
 from pathlib import Path
 
+import pandas as pd
 from hydra.utils import instantiate
 from omegaconf import DictConfig
 
@@ -63,6 +64,7 @@ def run(cfg: DictConfig) -> None:
 def needles(section: Section) -> Chapter:
     """Needles in haystacks: by haystack, by length too, and the paper's curves beside ours."""
     main, cells = (results.table(section, by) for by in (["haystack"], ["haystack", "length"]))
+    points = suites.trade(suites.means(section))
     return Chapter(
         section.title,
         _facts(section, "answers"),
@@ -71,7 +73,7 @@ def needles(section: Section) -> Chapter:
             Table(
                 f"{section.name}-cells", "By haystack and length", cells, readable.table(cells), notes.needles(cells)
             ),
-            _beside_the_paper(section),
+            _beside_the_paper(section, points),
         ],
         [
             Drawing(
@@ -108,6 +110,7 @@ def fidelity(section: Section) -> Chapter:
 def suite(section: Section) -> Chapter:
     """Several tasks: means over them, every cell, the scores side by side, and the paper's curves beside ours."""
     rows, cells, scores = suites.means(section), suites.cells(section), suites.scores(section)
+    points = suites.trade(rows)
     by_task = scores.assign(**{task: scores[task].map(readable.percent) for task in scores.columns[len(METHOD) + 1 :]})
     return Chapter(
         section.title,
@@ -116,15 +119,16 @@ def suite(section: Section) -> Chapter:
             Table(section.name, "Means over tasks", rows, readable.means(rows), notes.means(rows)),
             Table(f"{section.name}-cells", "Every task and length", cells, readable.table(cells), notes.WEAK_TASK),
             Table(f"{section.name}-tasks", "Tasks side by side", scores, by_task, "Mean scores, %."),
-            _beside_the_paper(section),
+            _beside_the_paper(section, points),
         ],
-        _trades(section, suites.trade(section), paper.curves(section.task)),
+        _trades(section, points, paper.curves(section.task)),
     )
 
 
 def longbench(section: Section) -> Chapter:
     """LongBench: its table beside the paper's, every task, and scores against what is skipped and how long it takes."""
-    beside, cells = longbench_tables.beside_the_paper(section), longbench_tables.cells(section)
+    rows, cells = longbench_tables.means(section), longbench_tables.cells(section)
+    beside = longbench_tables.beside_the_paper(section, rows)
     missing = ", ".join(longbench_tables.not_run(section))
     below = f"{notes.LONGBENCH} Not run: {missing}." if missing else notes.LONGBENCH
     return Chapter(
@@ -134,7 +138,7 @@ def longbench(section: Section) -> Chapter:
             Table(section.name, "Beside the paper's", beside, readable.beside(beside), below),
             Table(f"{section.name}-tasks", "Every task and length", cells, readable.table(cells), notes.WEAK_SCORE),
         ],
-        _trades(section, longbench_tables.trade(section), longbench_tables.paper_points()),
+        _trades(section, longbench_tables.trade(rows), longbench_tables.paper_points()),
     )
 
 
@@ -165,8 +169,8 @@ def _trades(section: Section, ours, theirs) -> list[Drawing]:
     ]
 
 
-def _beside_the_paper(section: Section) -> Table:
-    rows = suites.beside_the_paper(section)
+def _beside_the_paper(section: Section, points: pd.DataFrame) -> Table:
+    rows = suites.beside_the_paper(section, points)
     return Table(f"{section.name}-paper", "Beside the paper's", rows, readable.points(rows), notes.BESIDE)
 
 

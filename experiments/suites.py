@@ -92,21 +92,26 @@ def scores(section: Section) -> pd.DataFrame:
     return ordered(wide[tasks].reset_index(), ["length"])
 
 
-def trade(section: Section) -> pd.DataFrame:
-    """What is paid in accuracy for what is skipped, a row a sparse method, strength and length.
+def trade(rows: pd.DataFrame) -> pd.DataFrame:
+    """What is paid in accuracy for what is skipped, a row a sparse method, strength and length, from `means`.
 
     Over the tasks that dense is able to do, or over all where it is able to do none or did not run.
     """
-    rows = means(section)
     rows = rows[~rows["method"].isin(BASELINES)]
     able = set(rows.loc[rows["scope"] == "able", "length"])
     return rows[(rows["scope"] == "able") | ~rows["length"].isin(able)].reset_index(drop=True)
 
 
-def beside_the_paper(section: Section) -> pd.DataFrame:
-    """Our points of accuracy against time, and the paper's of the same task, each with its model and device."""
+def beside_the_paper(section: Section, points: pd.DataFrame) -> pd.DataFrame:
+    """Our points of accuracy against time, and the paper's of the same task, each with its model and device.
+
+    Parameters
+    ----------
+    points : DataFrame
+        Of `trade`.
+    """
     columns = ["source", "model", "device", "length", "method", "strength", "calibration", "n"]
-    ours = trade(section).assign(source="these records", model=section.model, device=section.device)
+    ours = points.assign(source="these records", model=section.model, device=section.device)
     theirs = paper.curves(section.task)
     return pd.concat([ours, theirs], ignore_index=True).reindex(
         columns=[*columns, "skip_ratio", "ttft_of_dense", "of_dense", "of_dense_low", "of_dense_high"]

@@ -92,35 +92,33 @@ def command(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> Callable[..., En
     return run_here
 
 
+def reported(results: Path, *commands: tuple[str, ...]) -> Path:
+    """A folder with the records of some commands and their report."""
+    for arguments in (*commands, ("experiment=report",)):
+        ended = run_here(*arguments, QUIET, f"results={results}")
+        assert ended.status == 0, ended.err
+    return results
+
+
 @pytest.fixture(scope="session")
 def finished(tmp_path_factory: pytest.TempPathFactory, model_folder: Path) -> Path:
     """A results folder with every method's records and a report. Read only: `finished_copy` is for writing."""
     results = tmp_path_factory.mktemp("finished") / "results"
-    for arguments in (("experiment=niah", f"model.path={model_folder}", *SMALL, KS), ("experiment=report",)):
-        ended = run_here(*arguments, QUIET, f"results={results}")
-        assert ended.status == 0, ended.err
-    return results
+    return reported(results, ("experiment=niah", f"model.path={model_folder}", *SMALL, KS))
 
 
 @pytest.fixture(scope="session")
 def compared(tmp_path_factory: pytest.TempPathFactory, model_folder: Path) -> Path:
     """A results folder with every method's fidelity to dense attention and a report. Read only."""
     results = tmp_path_factory.mktemp("compared") / "results"
-    for arguments in ((*FRONTIER, f"model.path={model_folder}"), ("experiment=report",)):
-        ended = run_here(*arguments, QUIET, f"results={results}")
-        assert ended.status == 0, ended.err
-    return results
+    return reported(results, (*FRONTIER, f"model.path={model_folder}"))
 
 
 @pytest.fixture(scope="session")
 def suites_finished(tmp_path_factory: pytest.TempPathFactory, model_folder: Path) -> Path:
     """A results folder with every method's records of the suites and a report. Read only."""
     results = tmp_path_factory.mktemp("suites") / "results"
-    commands = ((*suite, *SUITE, f"model.path={model_folder}") for suite in SUITES)
-    for arguments in (*commands, ("experiment=report",)):
-        ended = run_here(*arguments, QUIET, f"results={results}")
-        assert ended.status == 0, ended.err
-    return results
+    return reported(results, *((*suite, *SUITE, f"model.path={model_folder}") for suite in SUITES))
 
 
 @pytest.fixture

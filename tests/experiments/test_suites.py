@@ -138,10 +138,10 @@ def test_an_interval_holds_its_mean(tmp_path):
 def test_the_trade_is_over_what_dense_can_do_or_over_all_where_that_is_nothing(tmp_path):
     write(tmp_path, EASY_AND_HARD)
     write(tmp_path, EASY_AND_HARD, "bsfa", "k=2")
-    assert list(trade(only(tmp_path))["scope"]) == ["able"]
+    assert list(trade(means(only(tmp_path)))["scope"]) == ["able"]
     write(tmp_path / "weak", {"cwe": [0.1, 0.1]})
     write(tmp_path / "weak", {"cwe": [0.1, 0.0]}, "bsfa", "k=2")
-    assert list(trade(only(tmp_path / "weak"))["scope"]) == ["all"]
+    assert list(trade(means(only(tmp_path / "weak")))["scope"]) == ["all"]
 
 
 def test_scores_stand_side_by_side(tmp_path):
@@ -159,7 +159,8 @@ def test_scores_stand_side_by_side(tmp_path):
 def test_the_papers_points_say_where_they_come_from(tmp_path):
     write(tmp_path, EASY_AND_HARD)
     write(tmp_path, EASY_AND_HARD, "bsfa", "k=2", ttft=0.5)
-    rows = beside_the_paper(only(tmp_path))
+    section = only(tmp_path)
+    rows = beside_the_paper(section, trade(means(section)))
     ours, theirs = rows[rows["model"] == "tiny"], rows[rows["model"] != "tiny"]
     assert ours[["device", "length", "ttft_of_dense", "of_dense"]].values.tolist() == [["a CPU", 4096, 0.5, 1.0]]
     assert set(theirs["model"]) == {"Llama-3.1-8B"}
@@ -194,8 +195,8 @@ def test_the_figures_have_a_panel_a_length_and_the_papers_beside_them(tmp_path):
         write(tmp_path, EASY_AND_HARD, method, strength, ttft=ttft, lengths=(2048, 4096))
     section = only(tmp_path)
     ours = {f"{length} tokens, 1 tasks": ["bsfa", "blasst"] for length in (2048, 4096)}
-    assert drawn(skipped(trade(section), section.title)) == ours
-    panels = drawn(timed(trade(section), paper.curves("ruler"), section.title))
+    assert drawn(skipped(trade(means(section)), section.title)) == ours
+    panels = drawn(timed(trade(means(section)), paper.curves("ruler"), section.title))
     assert {title: panels[title] for title in ours} == ours
     assert panels["the paper: Llama-3.1-8B, A100"][0] == "bsfa (the paper, 32K)"
 
@@ -237,7 +238,7 @@ def test_a_mean_over_fewer_tasks_than_its_neighbours_is_marked(tmp_path):
     }
     assert "not to be compared" in notes.means(means(only(tmp_path)))
     section = only(tmp_path)
-    [note] = skipped(trade(section), section.title).axes[0].texts
+    [note] = skipped(trade(means(section)), section.title).axes[0].texts
     assert note.get_text() == "1 of 2 tasks"
 
 
