@@ -36,8 +36,8 @@ def arguments(q: Tensor, k: Tensor, v: Tensor) -> Arguments:
 
 
 def shared_bytes(head_size: int) -> int:
-    """`bsfa::Layout<D>`: Q twice, six blocks of K, four of V, 1.5 KiB for the rest, and 1 KiB to align the start."""
-    return 2 * head_size * (2 * 128 + 6 * 64 + 4 * 64) + 1536 + 1024
+    """`bsfa::Layout<D>`: Q twice, six blocks of K, four of V, 1 KiB for the rest, and 1 KiB to align the start."""
+    return 2 * head_size * (2 * 128 + 6 * 64 + 4 * 64) + 1024 + 1024
 
 
 def readable(shape: tuple[int, ...], strides: tuple[int, ...], element: int) -> bool:

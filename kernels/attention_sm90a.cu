@@ -2,17 +2,19 @@
 //
 // A warpgroup computes one query block (128 rows) of one head, by itself: it visits key blocks of 64 keys one after the
 // other, computes the exact scores S = Q K^T (128 x 64), and decides: is any scaled score not below the bar
-// max(threshold, r[row] + relative)? A kept block goes through softmax and P V; a skipped one is done, and its V is never
-// read. The decision is one barrier of the warpgroup's four warps that ORs a predicate. A CTA has two such warpgroups,
-// on two query blocks that share K: neighbouring heads of one KV group, or neighbouring query blocks. They share no
-// decision and wait for nothing of each other's, so that one's products run under the other's maxima, decision and
-// exponentials, whatever each of them keeps.
+// max(threshold, r[row] + relative)? A kept block goes through softmax and P V; a skipped one is done, and unless it was
+// guessed to be kept its V is never read. The decision is one barrier of the warpgroup's four warps that ORs a predicate.
+// A CTA has two such warpgroups, on two query blocks that share K: neighbouring heads of one KV group, or neighbouring
+// query blocks. They share no decision and wait for nothing of each other's. The second starts half a kept block's way
+// behind the first, so that one's products run under the other's maxima, decision and exponentials: while both keep what
+// they visit, they stay as far apart as they started.
 //
-// Warpgroups (128 threads each; setmaxnreg gives the consumers the producer's registers)
-//   0        producer, one warp of it: Q of both, once; K in the order of visit of whichever sees more, with what holds of
-//            a block for each of the two; without a gate also V, as K goes
+// Warpgroups (128 threads each; setmaxnreg gives the consumers the others' registers)
+//   0        three warps of it. The producer: Q of both consumers, once; K in the order of visit of whichever sees more, with
+//            what holds of a block for each of the two; without a gate also V, as K goes. With a gate, a fetcher for each
+//            consumer: V of the blocks that it keeps, and, while it keeps many, of the next one before that is decided
 //   1, 2     consumers: S (2 x 64 rows x 64 keys), P in its registers, O (2 x 64 x D), shifts and sums of four rows a thread.
-//            With a gate, one thread of them asks for V of a block that was kept; the softmax covers its way.
+//            Where V was there before the decision, P V of the first 64 rows runs under the exponentials of the others
 //
 // Shared memory (offsets in `Layout`)
 //   Q              2 x 128 x D, each as D/64 panels of 128 rows x 64 columns, 128-byte swizzle (as all tiles here)
@@ -20,16 +22,19 @@
 //   V              kSlots x (64 keys x D) for each consumer
 //   words          what a stage's block is to each consumer (`Visit`), for kDescribed stages
 //   exchange       for block maxima: the four warps' values, twice, for each consumer
+//   asked          the block that a consumer kept last or before that, and the one guessed to be kept next
 //   cta            what all threads know: `Cta`
 //
 // Barriers (mbarriers)
 //   q_full[c]          producer (TMA bytes)          -> consumer c, once
 //   k_full[stage]      producer (TMA bytes)          -> consumers: K is there, and the words of the next stage too
 //   k_empty[stage]     eight consumer warps          -> producer: S is computed
-//   v_full[c][slot]    producer or consumer c (TMA)  -> consumer c
+//   v_asked[c][n]      one thread of consumer c      -> its fetcher: the n-th kept block, counted modulo 2
+//   v_full[c][slot]    producer or fetcher (TMA)     -> consumer c
 //   v_empty[c][slot]   four warps of consumer c      -> producer; calls without a gate only
 // With a gate, V's slot is free by construction: it last held the kept block before the last, and all four warps have
-// arrived at a decision since. Named barriers 1 and 2 are the consumers' decisions.
+// arrived at a decision since; or a block whose V went unused, which the fetcher waits for. A consumer is never two asks
+// ahead of its fetcher, for it waits for V in between. Named barriers 1 and 2 are the consumers' decisions.
 #include "ptx_sm90.cuh"
 #include "work.cuh"
 
@@ -41,7 +46,7 @@ constexpr int kTiles = 2;      // of 64 rows in a query block, as wgmma takes th
 constexpr int kRows = 4;       // rows of S and O that a thread has a share of: two a tile
 constexpr int kStages = 6;     // blocks of K in flight
 constexpr int kSlots = 2;      // blocks of V a consumer
-constexpr int kDescribed = 4 * kWarp;  // stages whose words are kept: two batches ahead, one in use, one perhaps still
+constexpr int kDescribed = 8;  // stages whose words are kept: those of K and one ahead
 constexpr int kThreads = 128 * (1 + kConsumers);
 constexpr float kSlack = 8.f;       // P stays under 2^8
 constexpr float kNoShift = -1e30f;  // of a row that has seen nothing
@@ -64,12 +69,14 @@ template <int D> struct Layout {
   static constexpr int v = k + kStages * k_bytes;
   static constexpr int words = v + kConsumers * kSlots * k_bytes;
   static constexpr int exchange = words + kDescribed * 8;
-  static constexpr int q_full = exchange + kConsumers * 2 * 16;
+  static constexpr int asked = exchange + kConsumers * 2 * 16;
+  static constexpr int q_full = asked + kConsumers * 2 * 8;
   static constexpr int k_full = q_full + 8 * kConsumers;
   static constexpr int k_empty = k_full + 8 * kStages;
   static constexpr int v_full = k_empty + 8 * kStages;
   static constexpr int v_empty = v_full + 8 * kConsumers * kSlots;
-  static constexpr int cta = v_empty + 8 * kConsumers * kSlots;
+  static constexpr int v_asked = v_empty + 8 * kConsumers * kSlots;
+  static constexpr int cta = v_asked + 8 * kConsumers * 2;
   static constexpr int bytes = cta + 192;
   static constexpr int alignment = 1024;  // of a swizzled tile; the launch adds as much
 };
@@ -128,21 +135,24 @@ template <class T, int D, Mode M> __device__ __forceinline__ void produce(const 
 
   Place<kStages> stage;
   Place<kSlots> slots[kConsumers];
-  // The words of 32 stages from `i` on; those past the last are 0.
+  // What lane l holds of stages is that of the l-th of 32. Lane 0 writes down a stage's words, for it also arrives.
+  u32 described[kConsumers];
   auto describe = [&](int i) {
-    u32 words[kConsumers];
-    for (int c = 0; c < kConsumers; c++) words[c] = i + lane < cta.stages ? cta.visit(a, c, i + lane) : 0;
-    store_shared(base + L::words + 8 * ((i + lane) % kDescribed), u64(words[1]) << 32 | words[0]);
-    __syncwarp();
+    for (int c = 0; c < kConsumers; c++) described[c] = i + lane < cta.stages ? cta.visit(a, c, i + lane) : 0;
   };
-  describe(0);
-  for (int i = 0; i < cta.stages; i++) {
-    if (i % kWarp == 0) describe(i + kWarp);
-    u32 words[kConsumers];
-    for (int c = 0; c < kConsumers; c++) words[c] = load_shared(base + L::words + 8 * (i % kDescribed) + 4 * c);
+  u32 words[kConsumers], next[kConsumers];
+  auto look_ahead = [&](int i) {
+    if (i % kWarp == 0) describe(i);
+    for (int c = 0; c < kConsumers; c++) next[c] = __shfl_sync(~0u, described[c], i % kWarp);
+    if (lane == 0) store_shared(base + L::words + 8 * (i % kDescribed), u64(next[1]) << 32 | next[0]);
+  };
+  look_ahead(0);
+  for (int i = 0; i <= cta.stages; i++) {  // the one past the last holds nothing: consumers look a stage ahead
+    for (int c = 0; c < kConsumers; c++) words[c] = next[c];
     u32 full = base + L::k_full + 8 * stage.at;
     int row = k_start + int((words[0] | words[1]) & Visit::block) * kBlockK;  // both, or one of them is 0
     mbarrier_wait(base + L::k_empty + 8 * stage.at, stage.parity ^ 1);
+    look_ahead(i + 1);
     if (lane == 0) {
       bool any = (words[0] | words[1]) & Visit::valid;
       mbarrier_expect(full, any ? L::k_bytes : 0);
@@ -164,6 +174,44 @@ template <class T, int D, Mode M> __device__ __forceinline__ void produce(const 
       }
     }
   }
+}
+
+// A fetcher: one warp, which brings V of the blocks that consumer `c` keeps or is guessed to keep next. A slot whose block is
+// skipped after all goes unused.
+template <int D> __device__ __forceinline__ void fetch(const Arguments& arguments, const Cta& cta, u32 base, int c) {
+  using L = Layout<D>;
+  const Work& work = cta.work[c];
+  const bool first_lane = threadIdx.x % kWarp == 0;
+  Place<kSlots> slot;
+  auto full = [&] { return base + L::v_full + 8 * (c * kSlots + slot.at); };
+  auto bring = [&](u32 word) {
+    mbarrier_wait(full(), slot.parity ^ 1);  // what went unused has arrived
+    if (first_lane) {
+      mbarrier_expect(full(), L::k_bytes);
+      copy_tile(base + L::v + (c * kSlots + slot.at) * L::k_bytes, &arguments.v, full(), 0,
+                work.k_start + int(word & Visit::block) * kBlockK, 0, work.kv_head, arguments.call.cu_q ? 0 : work.batch);
+    }
+    __syncwarp();
+  };
+  u32 guess = 0;
+  for (Place<2> ask;; ask.advance()) {
+    const u32 n = 8 * (2 * c + ask.at);
+    mbarrier_wait(base + L::v_asked + n, ask.parity);
+    u32 kept = 0, next = 0;
+    if (first_lane) {
+      kept = load_shared(base + L::asked + n);
+      next = load_shared(base + L::asked + n + 4);
+    }
+    kept = __shfl_sync(~0u, kept, 0);
+    next = __shfl_sync(~0u, next, 0);
+    if (guess && guess != kept) slot.advance();
+    if (!kept) break;
+    if (guess != kept) bring(kept);
+    slot.advance();
+    guess = next;
+    if (guess) bring(guess);
+  }
+  for (int n = 0; n < kSlots; n++, slot.advance()) mbarrier_wait(full(), slot.parity ^ 1);  // nothing arrives after the end
 }
 
 // A consumer, number `c`. kPositive: a score below 0 decides nothing, for the gate keeps every block or has a bar above 0.
@@ -191,12 +239,12 @@ __device__ __forceinline__ void consume(const Arguments& arguments, const Cta& c
   // kSlack, so that O and the sums are hardly ever rescaled, and then exactly.
   float shift[kRows];
   float row_sum[kRows];    // of this thread's columns alone
-  float statistic[kRows];  // r[row] of a relative gate
+  float cut[kRows];        // r[row] + relative; a NaN stays
 #pragma unroll
   for (int r = 0; r < kRows; r++) {
     shift[r] = kNoShift;
-    statistic[r] = -infinity();
     row_sum[r] = 0.f;
+    cut[r] = -infinity();
   }
   u32 kept = 0;
 
@@ -281,6 +329,14 @@ __device__ __forceinline__ void consume(const Arguments& arguments, const Cta& c
       }
   };
 
+  // A tile's P and its sums stay before what follows.
+  auto hold_exponentials = [&](int m, const u32(&p)[16]) {
+    u32 all = __float_as_uint(row_sum[2 * m]) | __float_as_uint(row_sum[2 * m + 1]);
+#pragma unroll
+    for (int i = 0; i < 16; i++) all |= p[i];
+    hold(base, all);
+  };
+
   // O += P V of one tile, started.
   auto start_values = [&](int m, const u32(&p)[16], u32 v) {
 #pragma unroll
@@ -308,21 +364,45 @@ __device__ __forceinline__ void consume(const Arguments& arguments, const Cta& c
   // ---- the loop --------------------------------------------------------------------------------------------------
 
   const u32 q_first = tile(base + L::q + c * L::q_bytes), k_first = tile(base + L::k);
-  const int batch = a.cu_q ? 0 : work.batch;
   Place<kStages> stage;
   Place<kSlots> slot;
   const int stages = __shfl_sync(~0u, cta.stages, 0);
   const u32 words = base + L::words + 4 * c;
   if (work.visits) mbarrier_wait(base + L::q_full + 8 * c, 0);
-  if (stages) mbarrier_wait(base + L::k_full, 0);
-  u32 next = load_shared(words);
-  for (int i = 0; i < stages; i++, stage.advance()) {
+  mbarrier_wait(base + L::k_full, 0);
+  if (c == 1) stagger<512 + 6 * D>();
+  // What the next stage's block is: in lane 0 alone, which also tells the producer that it has read it.
+  u32 visit = 0, next;
+  auto look_ahead = [&](int i) {
+    next = 0;
+    if (lane == 0) next = load_shared(words + 8 * (i % kDescribed));
+    next = __shfl_sync(~0u, next, 0);
+  };
+  look_ahead(0);
+  int i = 0;
+  // To the next stage: its K is there, and so is what its block is.
+  auto proceed = [&] {
     mbarrier_wait(base + L::k_full + 8 * stage.at, stage.parity);
-    const u32 visit = __shfl_sync(~0u, next, 0);
+    visit = next;
+  };
+  auto v_full = [&] { return base + L::v_full + 8 * (c * kSlots + slot.at); };
+  // Tells the fetcher of a kept block and of one guessed to be kept; 0: none, and no more are kept.
+  auto ask = [&](u32 block, u32 guess) {
+    const bool teller = threadIdx.x % 128 == 0;
+    const u32 n = 8 * (2 * c + kept % 2);
+    store_shared_if(teller, base + L::asked + n, u64(guess) << 32 | block);
+    mbarrier_arrive_if(teller, base + L::v_asked + n);
+  };
+  bool guessed = !kGated;  // V of this block is on its way before it is decided
+  proceed();
+  while (i < stages) {
     const u32 empty = base + L::k_empty + 8 * stage.at;
     if (!(visit & Visit::valid)) {
-      next = load_shared(words + 8 * ((i + 1) % kDescribed));
+      look_ahead(i + 1);
       mbarrier_arrive_if(lane == 0, empty);
+      stage.advance();
+      i++;
+      proceed();
       continue;
     }
     const u32 block = visit & Visit::block;
@@ -332,14 +412,15 @@ __device__ __forceinline__ void consume(const Arguments& arguments, const Cta& c
     wgmma_fence();
     start_scores(0, q, k);
     start_scores(1, q, k);
-    next = load_shared(words + 8 * ((i + 1) % kDescribed));
+    look_ahead(i + 1);
     wgmma_wait<1>();
     maxima(0, largest);
+    hold(base, __float_as_uint(largest[0]) | __float_as_uint(largest[1]));  // under the second tile's products
     wgmma_wait<0>();
     mbarrier_arrive_if(lane == 0, empty);
     maxima(1, largest);
 #pragma unroll
-    for (int r = 0; r < kRows; r++) bar[r] = fmaxf(threshold, statistic[r] + relative);
+    for (int r = 0; r < kRows; r++) bar[r] = fmaxf(threshold, cut[r]);
     if (visit & Visit::masked) {
       mask(block, bar);
       maxima(0, largest);
@@ -358,14 +439,22 @@ __device__ __forceinline__ void consume(const Arguments& arguments, const Cta& c
       barrier_or(1 + c, false);
       write_maxima(block, i & 1);
     }
-    if (!keep) continue;
-
-    const u32 values = base + L::v + (c * kSlots + slot.at) * L::k_bytes;
-    const u32 full = base + L::v_full + 8 * (c * kSlots + slot.at);
-    if (kGated && threadIdx.x % 128 == 0) {
-      mbarrier_expect(full, L::k_bytes);
-      copy_tile(values, &arguments.v, full, 0, work.k_start + int(block) * kBlockK, 0, work.kv_head, batch);
+    i++;
+    stage.advance();
+    if (!keep) {
+      if (kGated && guessed) {
+        slot.advance();
+        guessed = false;
+      }
+      proceed();
+      continue;
     }
+    const bool early = guessed;
+    if constexpr (kGated) {
+      guessed = next && 5 * (kept + 1) >= 2 * u32(i);  // two of five were kept: below, V in vain costs more than it brings
+      ask(visit, guessed ? next : 0);
+    }
+
     bool outgrows = false;
 #pragma unroll
     for (int r = 0; r < kRows; r++)
@@ -373,27 +462,41 @@ __device__ __forceinline__ void consume(const Arguments& arguments, const Cta& c
     if (__any_sync(~0u, outgrows)) reshift();
     if (M == Mode::gate_max && relative_gate) {
 #pragma unroll
-      for (int r = 0; r < kRows; r++) statistic[r] = max_nan(statistic[r], quad_max(largest[r]));
+      for (int r = 0; r < kRows; r++) cut[r] = max_nan(cut[r], quad_max(largest[r]) + relative);
     }
+    const u32 at = c * kSlots + slot.at, v = tile(base + L::v + at * L::k_bytes, L::k_panel);
     u32 p[kTiles][16];
-    const u32 v = tile(values, L::k_panel);
     exponentials(0, p[0]);
-    exponentials(1, p[1]);
-    mbarrier_wait(full, slot.parity);
-    wgmma_fence();
-    start_values(0, p[0], v);
-    start_values(1, p[1], v);
+    if (early) {
+      hold_exponentials(0, p[0]);
+      mbarrier_wait(v_full(), slot.parity);
+      wgmma_fence();
+      start_values(0, p[0], v);
+      exponentials(1, p[1]);
+      wgmma_fence();
+      start_values(1, p[1], v);
+      proceed();
+      wgmma_wait<0>();
+    } else {
+      exponentials(1, p[1]);
+      mbarrier_wait(v_full(), slot.parity);
+      wgmma_fence();
+      start_values(0, p[0], v);
+      start_values(1, p[1], v);
+      proceed();
+      wgmma_wait<0>();
+    }
     if (M == Mode::gate_lse && relative_gate) {
 #pragma unroll
-      for (int r = 0; r < kRows; r++) statistic[r] = (shift[r] + log2_approx(quad_sum(row_sum[r]))) / scale_log2;
+      for (int r = 0; r < kRows; r++) cut[r] = (shift[r] + log2_approx(quad_sum(row_sum[r]))) / scale_log2 + relative;
     }
-    wgmma_wait<0>();
-    if constexpr (!kGated) mbarrier_arrive_if(lane == 0, base + L::v_empty + 8 * (c * kSlots + slot.at));
+    if constexpr (!kGated) mbarrier_arrive_if(lane == 0, base + L::v_empty + 8 * at);
     slot.advance();
     kept++;
   }
 
   // ---- the end ---------------------------------------------------------------------------------------------------
+  if (kGated) ask(0, 0);
   if constexpr (M != Mode::maxima) {
     if (threadIdx.x % 128 == 0 && a.kept && kept) atomicAdd(a.kept + i64(work.batch) * a.q_heads + work.head, u64(kept));
 #pragma unroll
@@ -440,6 +543,7 @@ template <class T, int D, Mode M> __global__ void __launch_bounds__(kThreads, 1)
     for (int i = 0; i < kConsumers * kSlots; i++) {
       mbarrier_init(base + L::v_full + 8 * i, 1);
       mbarrier_init(base + L::v_empty + 8 * i, 4);
+      mbarrier_init(base + L::v_asked + 8 * i, 1);
     }
     mbarrier_init_fence();
   }
@@ -447,7 +551,9 @@ template <class T, int D, Mode M> __global__ void __launch_bounds__(kThreads, 1)
 
   if (threadIdx.x < 128) {
     registers_shrink<24>();
-    if (threadIdx.x < kWarp) produce<T, D, M>(arguments, cta, base);
+    const int warp = __shfl_sync(~0u, threadIdx.x / kWarp, 0);
+    if (warp == 0) produce<T, D, M>(arguments, cta, base);
+    else if ((M == Mode::gate_max || M == Mode::gate_lse) && warp <= kConsumers) fetch<D>(arguments, cta, base, warp - 1);
   } else {
     registers_grow<240>();
     const Call& a = arguments.call;

@@ -22,6 +22,14 @@ __device__ __forceinline__ void store_shared(u32 address, u64 word) {
 __device__ __forceinline__ void store_shared(u32 address, u32 word) {
   asm volatile("st.shared.b32 [%0], %1;" ::"r"(address), "r"(word) : "memory");
 }
+__device__ __forceinline__ void store_shared_if(bool here, u32 address, u64 word) {
+  asm volatile("{\n.reg .pred p;\nsetp.ne.b32 p, %2, 0;\n@p st.shared.b64 [%0], %1;\n}" ::"r"(address), "l"(word), "r"(int(here)) : "memory");
+}
+// What makes `value` stays before what follows: the compiler, which moves arithmetic past waits as it likes, takes it for
+// stored. It never is, for no address here is 1.
+__device__ __forceinline__ void hold(u32 address, u32 value) {
+  asm volatile("{\n.reg .pred never;\nsetp.eq.u32 never, %0, 1;\n@never st.shared.b32 [%0], %1;\n}" ::"r"(address), "r"(value) : "memory");
+}
 
 // ---- mbarriers: `arrivals` arrive, then whoever waits on that phase's parity goes on -------------------------------
 __device__ __forceinline__ void mbarrier_init(u32 bar, int arrivals) {
@@ -75,6 +83,13 @@ __device__ __forceinline__ u32 thread_index() {
   u32 index;
   asm volatile("mov.u32 %0, %%tid.x;" : "=r"(index));
   return index;
+}
+// Lets so many cycles pass.
+template <u32 Cycles> __device__ __forceinline__ void stagger() {
+  u32 began, now;
+  asm volatile("mov.u32 %0, %%clock;" : "=r"(began)::"memory");
+  do asm volatile("mov.u32 %0, %%clock;" : "=r"(now)::"memory");
+  while (now - began < Cycles);
 }
 // A value that the compiler does not know to be the same in every trip of a loop, so that what follows from it is computed
 // where it is used and takes no register before.
