@@ -1,4 +1,4 @@
-"""The dense kernels of others that a whole model's prefill is timed against: those that run here, and why not the rest."""
+"""The dense kernels of others that a model's prefill is timed against: those that run here, and why not the rest."""
 
 from __future__ import annotations
 

@@ -9,7 +9,7 @@ import numpy as np
 import pandas as pd
 
 from experiments.results import METHOD, Section
-from experiments.statistics import mean_interval
+from experiments.statistics import bootstrap_interval
 
 CUTS = (0.005, 0.02, 0.05)  # nats a token
 TYPICAL = 0.02
@@ -30,7 +30,7 @@ def points(section: Section) -> pd.DataFrame:
 
 def _points(samples: pd.DataFrame) -> Iterator[dict[str, Any]]:
     for key, cell in samples.groupby([*METHOD, *CELL], sort=False, dropna=False):
-        low, high = mean_interval(cell["kl"])
+        low, high = bootstrap_interval(cell["kl"])
         yield {
             **dict(zip([*METHOD, *CELL], key, strict=True)),
             "n": len(cell),

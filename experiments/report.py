@@ -11,6 +11,7 @@ from omegaconf import DictConfig
 
 from bsfa.errors import InputError
 from experiments import (
+    equal_kl_report,
     figures,
     frontier,
     frontier_figures,
@@ -199,6 +200,7 @@ CHAPTERS: dict[str, Callable[[Path], list[Chapter]]] = {
     "longbench": _sections(longbench_tables.sections, "longbench", longbench),
     "lm_eval": _sections(longbench_tables.lm_eval_sections, "lm_eval", lm_eval),
     "fidelity": _sections(results.sections, "fidelity", fidelity),
+    "equal_kl": equal_kl_report.chapters,
     "kernel": kernel_report.chapters,
     "ttft": ttft_report.chapters,
 }
