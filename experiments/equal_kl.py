@@ -61,6 +61,8 @@ class Grid:
     def __post_init__(self) -> None:
         if not self.bounds or not all(isinstance(x, (int, float)) and x > 0 for x in self.bounds):
             raise InputError(f"equal_kl.bounds={self.bounds} must be nats a token above 0, such as [0.005,0.02]")
+        if len(set(self.bounds)) < len(self.bounds):
+            raise InputError(f"equal_kl.bounds={self.bounds} holds a number twice")
         checks.count("equal_kl.batch", self.batch)
         checks.count("equal_kl.repeats", self.repeats)
         baselines.check("equal_kl.baselines", self.baselines)
@@ -177,7 +179,10 @@ def run(cfg: DictConfig) -> None:
     record = found.record
     log.info("equal_kl: %d strengths to time, %s", len(found.labels()), ", ".join(found.labels()))
     with record.writing(environment.describe(found.sweep.source.torch_device)) as writer:
-        if not record.complete:
+        if record.complete:
+            for name in equal_kl_report.left_out(writer.samples()):
+                log.warning("%s was left out; remove %s to measure again, with it", name, record.path)
+        else:
             missing = set(found.ids()) - set(writer.done)
             loaded = found.sweep.loaded
             loaded.check_length(found.streams.longest(), fidelity.Fidelity.lengths_key)
@@ -188,10 +193,13 @@ def run(cfg: DictConfig) -> None:
                 texts = found.streams.make(loaded.tokenizer)
                 while batch := list(itertools.islice(texts, found.size)):
                     if batch[0].id in missing:
-                        writer.append(_measure(found, place, batch, lanes))
+                        writer.append(_measure(found, place, batch, lanes) | {"left_out": left_out})
                         bar.update()
             rows = equal_kl_report.tabulate(record.config, writer.samples())
-            summary = {"left_out": left_out, "cells": json.loads(rows.to_json(orient="records"))}
+            summary = {
+                "left_out": equal_kl_report.left_out(writer.samples()),
+                "cells": json.loads(rows.to_json(orient="records")),
+            }
             writer.finish(summary)
             found.sweep.tracker.run(record, "equal_kl", summary)
     [chapter] = equal_kl_report.chapters(found.sweep.store.root, only=record.id)

@@ -15,13 +15,14 @@ from experiments.frontier import CELL
 from experiments.readable import percent
 from experiments.records import read_runs
 from experiments.statistics import quartiles
-from experiments.ttft_report import left_out
 
 OWN = "dense"
 SHOWN = (
     "source", "tokens", "KL <=", "method", "strength", "calibration", "KL [95%]", "skip ratio %",
     "attention ms [quartiles]", "dense / this", "best dense / this", "prefill ms", "prefill: best dense / this", "n",
 )  # fmt: skip
+SPREAD = 0.28  # of a method's line: between its markers
+SAID: Any = {"fontsize": 6, "va": "center"}
 PARTS = ("attention", "prefill")
 CHOSEN = ("method", "strength", "calibration", "kl", "kl_low", "kl_high", "skip_ratio", "within", "strongest")
 COLUMNS = (
@@ -47,13 +48,11 @@ NOTE = (
 def chapters(root: Path, only: str | None = None) -> list[Chapter]:
     """Every run, or the one with an id."""
     return [
-        _chapter(config, samples, root / "equal_kl" / config["run_id"] / "summary.json")
-        for config, samples in read_runs(root, "equal_kl")
-        if only in (None, config["run_id"])
+        _chapter(config, samples) for config, samples in read_runs(root, "equal_kl") if only in (None, config["run_id"])
     ]
 
 
-def _chapter(config: dict[str, Any], samples: list[dict[str, Any]], summary: Path) -> Chapter:
+def _chapter(config: dict[str, Any], samples: list[dict[str, Any]]) -> Chapter:
     rows, title = tabulate(config, samples), _title(config, samples)
     model = config["model"]
     name = f"equal_kl-{model['name']}-{config['run_id'][:6]}"
@@ -65,7 +64,7 @@ def _chapter(config: dict[str, Any], samples: list[dict[str, Any]], summary: Pat
     return Chapter(
         title,
         facts,
-        [Table(name, "Every method at every bound", rows, readable(rows), _notes(samples, left_out(summary)))],
+        [Table(name, "Every method at every bound", rows, readable(rows), _notes(samples))],
         [Drawing(name, "Attention's speed at equal KL", figure(rows, title))],
     )
 
@@ -183,28 +182,32 @@ def _ratio(value: float) -> str:
 
 @style.house
 def figure(rows: pd.DataFrame, title: str) -> Figure:
-    """Attention's speed-up over our own dense kernel, a panel a source and length, a marker a bound."""
+    """Attention's speed-up over our own dense kernel, a panel a source and length, a line of markers a bound."""
     sparse = rows[rows["bound"].notna()]
-    label = [looks.label(*pair) for pair in zip(sparse["method"], sparse["calibration"], strict=True)]
-    sparse = sparse.assign(label=label)
-    fastest = sparse.groupby("label")["attention_times_dense"].max().sort_values(na_position="first")
-    place = {name: number for number, name in enumerate(fastest.index)}
+    names = [looks.label(*pair) for pair in zip(sparse["method"], sparse["calibration"], strict=True)]
+    sparse = sparse.assign(name=names)
+    order = sparse.groupby("name")["attention_times_dense"].max().sort_values(na_position="first")
+    heights = {name: float(number) for number, name in enumerate(order.index)}
+    bounds = sorted(sparse["bound"].unique())
     cells = list(rows.groupby(CELL, sort=False))
-    drawn, axes = style.panels(len(cells), 4.6, 1.0 + 0.24 * len(place), sharex=True, sharey=True)
+    drawn, axes = style.panels(len(cells), 4.6, 1.0 + 0.26 * len(heights), sharex=True, sharey=True)
     for axis, ((source, length), cell) in zip(axes, cells, strict=True):
-        for number, (bound, points) in enumerate(sparse.loc[sparse.index.isin(cell.index)].groupby("bound")):
+        for number, bound in enumerate(bounds):
+            points = sparse[sparse.index.isin(cell.index) & (sparse["bound"] == bound)]
+            apart = points["name"].map(heights) + SPREAD * ((len(bounds) - 1) / 2 - number)
+            look = looks.numbered(number) | {"linestyle": "none", "markersize": 4}
             times = points["attention_times_dense"]
-            spread = [times - points["attention_times_dense_q25"], points["attention_times_dense_q75"] - times]
-            look = looks.numbered(number) | {"linestyle": "none"}
-            heights = points["label"].map(place)
-            axis.errorbar(times, heights, xerr=spread, elinewidth=0.8, label=f"KL <= {bound:g}", **look)
+            quartile = [times - points["attention_times_dense_q25"], points["attention_times_dense_q75"] - times]
+            axis.errorbar(times, apart, xerr=quartile, elinewidth=0.8, label=f"KL <= {bound:g}", **look)
+            for height in apart[~points["within"].astype(bool)]:
+                axis.text(0.01, height, "none", transform=axis.get_yaxis_transform(), color=look["color"], **SAID)
+        best = cell["best_dense"].iloc[0]
         axis.axvline(1, label="dense, the same kernel", **style.HOLD)
-        dense = cell[cell["method"] == cell["best_dense"].iloc[0]]
-        axis.axvline(dense["attention_times_dense"].iloc[0], label="best dense", **style.CUT)
-        axis.set(title=f"{source}, {length} tokens; best dense: {cell['best_dense'].iloc[0]}")
-        axis.set_yticks(list(place.values()), list(place))
-        axis.tick_params(labelbottom=True)
-        axis.set_xlabel("dense attention's time / this one's")
+        for gain in cell.loc[cell["method"] == best, "attention_times_dense"].dropna():
+            axis.axvline(gain, label="best dense", **style.CUT)
+        axis.set(title=f"{source}, {length} tokens; best dense: {best}", xlabel="dense attention's time / this one's")
+        axis.set_yticks(list(heights.values()), list(heights))
+        axis.set_ylim(-0.6, len(heights) - 0.4)
     return style.finish(drawn, title)
 
 
@@ -214,11 +217,16 @@ def _title(config: dict[str, Any], samples: Sequence[dict[str, Any]]) -> str:
     return f"Attention at equal KL, {model['name']}, {model['dtype']}, {together}, {config['device']}"
 
 
-def _notes(samples: Sequence[dict[str, Any]], missing: dict[str, str]) -> str:
+def left_out(samples: Sequence[dict[str, Any]]) -> dict[str, str]:
+    """Baselines that did not run, with the reason."""
+    return {name: reason for sample in samples for name, reason in sample["left_out"].items()}
+
+
+def _notes(samples: Sequence[dict[str, Any]]) -> str:
     lost = [
         f"{lane['method']} on {sample['id']}: {lane['out_of_memory']}"
         for sample in samples
         for lane in sample["lanes"]
         if "out_of_memory" in lane
     ]
-    return "\n\n".join([NOTE, *lost, *(f"Left out, {name}: {reason}" for name, reason in missing.items())])
+    return "\n\n".join([NOTE, *lost, *(f"Left out, {name}: {reason}" for name, reason in left_out(samples).items())])
