@@ -11,6 +11,7 @@ import pandas as pd
 from experiments.frontier import CELL
 from experiments.methods import Variant
 from experiments.records import Run, read_samples
+from experiments.results import calibrated_on
 from experiments.statistics import bootstrap_interval
 
 FAMILY = "family"  # column: a method with all its settings but the strength, calibration among them
@@ -39,7 +40,7 @@ def _points(runs: Sequence[tuple[Variant, Run]]) -> Iterator[dict[str, Any]]:
                 "label": variant.label,
                 "method": variant.name,
                 "strength": variant.strength,
-                "calibration": identity["calibration"].get("data", ""),
+                "calibration": calibrated_on(identity["calibration"], run.config["task"]["lengths"]),
                 "run": run.id,
                 "n": len(cell),
                 "kl": float(cell["kl"].mean()),
