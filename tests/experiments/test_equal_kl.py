@@ -10,11 +10,12 @@ import numpy as np
 import pandas as pd
 import pytest
 
-from experiments import equal_kl, equal_kl_report
+from experiments import equal_kl, equal_kl_report, report
 from experiments.equal_kl_choice import choose
 from experiments.models import ModelSource
 from experiments.records import read_samples
 from tests.experiments.conftest import FRONTIER, QUIET, snapshot
+from tests.experiments.test_configs import composed
 
 EQUAL_KL = ("experiment=equal_kl", *FRONTIER[1:], "equal_kl.repeats=1", "equal_kl.baselines=[sdpa,upstream_cudnn]")
 ONE = (*(x for x in EQUAL_KL if not x.startswith("method")), "method=row_share", "method.share=[0.003,0.03]")
@@ -105,9 +106,8 @@ def test_the_chosen_strengths_take_turns_with_dense_attention_on_the_texts_that_
     assert again.status == 0, again.err
     assert table.read_bytes() == before
     assert "upstream_cudnn was left out; remove" in again.out
-    report = command("experiment=report", QUIET, f"results={store}")
-    assert report.status == 0, report.err
-    assert "Time at equal KL" in (store / "report.html").read_text()
+    [chapter] = report.CHAPTERS["equal_kl"](store)
+    assert (store / "figures" / f"{chapter.drawings[0].name}.png").is_file()
 
 
 def test_without_the_divergences_the_command_that_measures_them_is_named(command, model_folder, tmp_path):
@@ -117,6 +117,18 @@ def test_without_the_divergences_the_command_that_measures_them_is_named(command
     asked = f"profile=quick method=row_share 'method.share=[0.01,0.1]' model.path={model_folder} tracker=none"
     assert f"run `python run.py experiment=fidelity {asked} results={tmp_path}` first" in ended.error
     assert snapshot(tmp_path) == {}
+
+
+def test_it_is_planned_once_the_divergences_are_known(command, model_folder, compared, tmp_path):
+    unknown = command(
+        *("experiment=reproduce", "profile=gpu", "experiments=[fidelity,equal_kl]", "dry=true", QUIET),
+        *("method=row_share", f"model.path={model_folder}", f"results={tmp_path}"),
+    )
+    assert unknown.status == 0, unknown.err
+    assert "| fidelity" in unknown.out
+    assert "| equal_kl" not in unknown.out
+    [one] = equal_kl.plan(composed(*ONE, f"model.path={model_folder}", QUIET, f"results={compared}"))
+    assert (one.ids, one.readings, one.state) == (["noise-900-0", "prose-900-0"], 2 * 2, "to do")
 
 
 def test_a_run_that_was_stopped_goes_on_at_the_batch_it_was_at(command, model_folder, store, monkeypatch):
