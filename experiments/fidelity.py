@@ -22,7 +22,7 @@ from bsfa.methods import Dense, Method
 from bsfa.methods.base import Attend, Call
 from bsfa.model import ModelInfo
 from experiments.plans import Planned
-from experiments.statistics import mean_interval
+from experiments.statistics import bootstrap_interval
 from experiments.streams import OWN, Stream, Streams
 from experiments.sweep import Bench, Lane, Place, Subject, planned, sweep
 from experiments.tasks import folder
@@ -30,15 +30,16 @@ from experiments.tasks import folder
 
 def run(cfg: DictConfig) -> None:
     """``python run.py experiment=fidelity``; ``data.root=DIR`` adds the folder's texts to the sources."""
-    sweep(cfg, *_subject(cfg))
+    sweep(cfg, *subject(cfg))
 
 
 def plan(cfg: DictConfig) -> list[Planned]:
     """What `run` would run."""
-    return planned(cfg, *_subject(cfg))
+    return planned(cfg, *subject(cfg))
 
 
-def _subject(cfg: DictConfig) -> tuple[Fidelity, DictConfig]:
+def subject(cfg: DictConfig) -> tuple[Fidelity, DictConfig]:
+    """The texts, and the settings that a run's identity has of them."""
     settings = cfg.streams
     texts = folder.texts(cfg.data.root) if cfg.data.root else ()
     if texts:
@@ -59,7 +60,7 @@ class Fidelity(Subject[Streams]):
         return Comparison(self.samples, place)
 
     def summarise(self, samples: Sequence[dict[str, Any]]) -> dict[str, Any]:
-        low, high = mean_interval([sample["kl"] for sample in samples])
+        low, high = bootstrap_interval([sample["kl"] for sample in samples])
         means = {key: float(np.mean([s[key] for s in samples])) for key in ("kl", "agreement", "nll", "skip_ratio")}
         return {"n": len(samples), **means, "kl_low": low, "kl_high": high}
 

@@ -9,11 +9,12 @@ import numpy as np
 import pandas as pd
 
 from experiments.results import METHOD, Section
-from experiments.statistics import mean_interval
+from experiments.statistics import bootstrap_interval
 
 CUTS = (0.005, 0.02, 0.05)  # nats a token
 TYPICAL = 0.02
 CELL = ["source", "length"]
+SETTINGS = ["settings", "version"]
 
 
 def points(section: Section) -> pd.DataFrame:
@@ -21,8 +22,9 @@ def points(section: Section) -> pd.DataFrame:
 
     Returns
     -------
-    DataFrame with n, kl and its 95% interval (nats a token), agreement, perplexity over dense's, skip ratio, and the
-    mean over layers and heads of the relative error and of the dropped attention mass.
+    DataFrame with settings and version, which tell a method of that name from others, n, kl and its 95% interval
+    (nats a token), agreement, perplexity over dense's, skip ratio, and the mean over layers and heads of the relative
+    error and of the dropped attention mass.
     """
     frame = pd.DataFrame(_points(section.samples))
     return frame.sort_values([*CELL, "method", "calibration", "skip_ratio"], ignore_index=True)
@@ -30,9 +32,10 @@ def points(section: Section) -> pd.DataFrame:
 
 def _points(samples: pd.DataFrame) -> Iterator[dict[str, Any]]:
     for key, cell in samples.groupby([*METHOD, *CELL], sort=False, dropna=False):
-        low, high = mean_interval(cell["kl"])
+        low, high = bootstrap_interval(cell["kl"])
         yield {
             **dict(zip([*METHOD, *CELL], key, strict=True)),
+            **cell.iloc[0][SETTINGS].to_dict(),
             "n": len(cell),
             "kl": cell["kl"].mean(),
             "kl_low": low,

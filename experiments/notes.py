@@ -8,7 +8,11 @@ from experiments import paper
 
 INTERVALS = "95%: Wilson's for scores of 0 and 1, bootstrap over samples otherwise"
 REACH = "Percent of blocks skipped where a method's curve crosses the cut (nats a token), log-linear between strengths."
-POINTS = "KL from dense to the method in nats a token, with a 95% bootstrap interval over texts; means over texts."
+POINTS = (
+    "KL from dense to the method in nats a token, with a 95% bootstrap interval over texts; means over texts. Needles: "
+    "what the same method at the same strength and calibration found in haystacks of that source and length, "
+    "experiment=niah; dense attention's own are in its row."
+)
 MEANS = (
     "Means over tasks, each with equal weight: over all that ran, and over those that dense attention is able to do, "
     "where it scores at least 50%. Intervals: bootstrap within tasks. TTFT: median of ratios over samples that one "

@@ -21,6 +21,10 @@ ABOUT = {
     "longbench": ("LongBench", "Questions, summaries and code from real documents, scored as LongBench does."),
     "lm_eval": ("lm-eval", "Tasks of lm-eval, by its own prompts and scores."),
     "fidelity": ("Fidelity", "How far the next token's distribution moves from dense attention's on the same text."),
+    "equal_kl": (
+        "Time at equal KL",
+        "What attention takes, selection included, of methods as near to dense attention.",
+    ),
     "kernel": ("Kernel", "One attention call on a GPU, against the best dense attention there."),
     "ttft": ("Time to first token", "A whole model reads a prompt, with each method in turn."),
 }

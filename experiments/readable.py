@@ -4,6 +4,8 @@ from __future__ import annotations
 
 import pandas as pd
 
+HIDDEN = ("settings", "version")  # that a table's other columns tell apart
+
 
 def table(rows: pd.DataFrame) -> pd.DataFrame:
     """A table for people: intervals in brackets, weak cells marked."""
@@ -64,6 +66,15 @@ def beside(rows: pd.DataFrame) -> pd.DataFrame:
     ]
     shown["skip ratio %"] = rows["skip_ratio"].map(percent)
     shown["TTFT, dense / this"] = rows["speedup"].map(lambda x: "" if pd.isna(x) else f"{x:.2f}")
+    return shown
+
+
+def divergences(rows: pd.DataFrame) -> pd.DataFrame:
+    """Points of skip ratio against divergence, for people."""
+    shown = rows.drop(columns=[name for name in rows if name in HIDDEN or str(name).startswith("needles")]).round(4)
+    if "needles" in rows:
+        asked = zip(_intervals(rows, "needles", ".1f"), rows["needles_n"], rows["needles_dtype"], strict=True)
+        shown["needles % [95%]"] = [f"{found}, n = {n:.0f}, {dtype}" if found else "" for found, n, dtype in asked]
     return shown
 
 

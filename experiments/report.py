@@ -2,7 +2,7 @@
 
 from __future__ import annotations
 
-from collections.abc import Callable
+from collections.abc import Callable, Sequence
 from pathlib import Path
 
 import pandas as pd
@@ -11,9 +11,11 @@ from omegaconf import DictConfig
 
 from bsfa.errors import InputError
 from experiments import (
+    equal_kl_report,
     figures,
     frontier,
     frontier_figures,
+    frontier_needles,
     kernel_report,
     longbench_tables,
     notes,
@@ -84,9 +86,15 @@ def needles(section: Section) -> Chapter:
     )
 
 
-def fidelity(section: Section) -> Chapter:
+def fidelities(root: Path) -> list[Chapter]:
+    """Divergence from dense, with the needles that were found by the same methods."""
+    needles = results.sections(root, "niah")
+    return [fidelity(section, needles) for section in results.sections(root, "fidelity")]
+
+
+def fidelity(section: Section, needles: Sequence[Section]) -> Chapter:
     """Divergence from dense: the curves' points, what each method reaches, and its decisions by head."""
-    rows = frontier.points(section)
+    rows = frontier_needles.beside(frontier.points(section), section, needles)
     main = frontier.reach(rows)
     heads = frontier_figures.heatmap(section, "skip_ratio_by_head", "share of blocks skipped")
     return Chapter(
@@ -94,7 +102,7 @@ def fidelity(section: Section) -> Chapter:
         _facts(section, "texts"),
         [
             Table(section.name, "Blocks skipped at a divergence", main, main, notes.REACH),
-            Table(f"{section.name}-points", "Every point", rows, rows.round(4), notes.POINTS),
+            Table(f"{section.name}-points", "Every point", rows, readable.divergences(rows), notes.POINTS),
         ],
         [
             Drawing(
@@ -198,7 +206,8 @@ CHAPTERS: dict[str, Callable[[Path], list[Chapter]]] = {
     "reasoning": _sections(suites.sections, "reasoning", suite),
     "longbench": _sections(longbench_tables.sections, "longbench", longbench),
     "lm_eval": _sections(longbench_tables.lm_eval_sections, "lm_eval", lm_eval),
-    "fidelity": _sections(results.sections, "fidelity", fidelity),
+    "fidelity": fidelities,
+    "equal_kl": equal_kl_report.chapters,
     "kernel": kernel_report.chapters,
     "ttft": ttft_report.chapters,
 }

@@ -34,6 +34,8 @@ class Section:
         One row a sample, with the columns of `METHOD`.
     task, model, device : str
         Their names.
+    origin : dict
+        What tells the model from others, its dtype too.
     """
 
     title: str
@@ -42,6 +44,7 @@ class Section:
     task: str
     model: str
     device: str
+    origin: dict[str, Any]
 
 
 def sections(root: Path, experiment: str, sizes: Collection[str] = ()) -> list[Section]:
@@ -69,7 +72,7 @@ def _section(digest: str, runs: list[tuple[dict[str, Any], list[dict[str, Any]]]
         frame = pd.DataFrame(samples).assign(
             method=method["name"],
             strength=method["strength"],
-            calibration=method["calibration"].get("data", ""),
+            calibration=calibrated_on(method["calibration"], config["task"]["lengths"]),
             settings=hashlib.sha256(settings.encode()).hexdigest()[:6],
             version=method["version"],
         )
@@ -85,7 +88,14 @@ def _section(digest: str, runs: list[tuple[dict[str, Any], list[dict[str, Any]]]
     protocol = f" (protocol {task['protocol']})" if "protocol" in task else ""
     chunks = f" in chunks of {runs[0][0]['prefill']['chunk']}" if "prefill" in runs[0][0] else ""
     title = f"{task['name']}{protocol} at {lengths} tokens{chunks}, {model['name']}, {model['dtype']}, {devices}"
-    return Section(title, f"{task['name']}-{model['name']}-{digest}", joined, task["name"], model["name"], devices)
+    name = f"{task['name']}-{model['name']}-{digest}"
+    return Section(title, name, joined, task["name"], model["name"], devices, model)
+
+
+def calibrated_on(calibration: dict[str, Any], lengths: Collection[int]) -> str:
+    """What a table says of a calibration: its texts, and their tokens where those are not the longest judged."""
+    data, tokens = calibration.get("data", ""), calibration.get("length")
+    return data if tokens in (None, max(lengths)) else f"{data}, {tokens} tokens"
 
 
 def table(section: Section, by: list[str], weak: float = GOOD_ENOUGH) -> pd.DataFrame:

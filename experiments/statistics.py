@@ -19,12 +19,12 @@ def mean_interval(scores: Sequence[float]) -> tuple[float, float]:
     if np.isin(values, (0.0, 1.0)).all():
         interval = binomtest(int(values.sum()), len(values)).proportion_ci(LEVEL, method="wilson")
         return float(interval.low), float(interval.high)
-    return _bootstrap(values)
+    return bootstrap_interval(values)
 
 
 def paired_interval(scores: Sequence[float], baseline: Sequence[float]) -> tuple[float, float]:
     """Bootstrap interval of the mean difference on the same samples."""
-    return _bootstrap(np.asarray(scores, dtype=float) - np.asarray(baseline, dtype=float))
+    return bootstrap_interval(np.asarray(scores, dtype=float) - np.asarray(baseline, dtype=float))
 
 
 def stratified_interval(
@@ -54,7 +54,12 @@ def stratified_interval(
     return float(low), float(high)
 
 
-def _bootstrap(values: np.ndarray) -> tuple[float, float]:
+def bootstrap_interval(scores: Sequence[float] | np.ndarray) -> tuple[float, float]:
+    """Bootstrap interval (percentile) of a mean of what is no score, such as a divergence: zeros are no failures of as
+    many tries. NaN where a value is."""
+    values = np.asarray(scores, dtype=float)
+    if np.isnan(values).any():
+        return float("nan"), float("nan")
     if len(values) < 2 or np.ptp(values) == 0.0:
         return float(values.mean()), float(values.mean())
     found = bootstrap(

@@ -23,11 +23,9 @@ from tqdm.contrib.logging import logging_redirect_tqdm
 
 from bsfa.attention import Backend, pick_backend
 from bsfa.errors import InputError
-from bsfa.methods import Method, Sdpa
-from bsfa.methods.upstream import Cudnn, FlashAttn2, FlashAttn3, TorchFlash
-from bsfa.methods.upstream_flex import Flex
+from bsfa.methods import Method
 from bsfa.model import describe
-from experiments import checks, environment, ttft_report
+from experiments import baselines, checks, environment, ttft_report
 from experiments.at_skip import AtSkip
 from experiments.methods import Variant, variants
 from experiments.models import Loaded, ModelSource
@@ -36,13 +34,10 @@ from experiments.prefill import Prefill
 from experiments.records import Run, Store
 from experiments.tasks import text
 from experiments.tracking import Tracker
-from experiments.ttft_turns import Lane, Place, sample_id
+from experiments.ttft_turns import Lane, Place
 
 log = logging.getLogger(__name__)
 
-BASELINES: dict[str, type[Method]] = {
-    kind.name: kind for kind in (TorchFlash, Cudnn, FlashAttn3, FlashAttn2, Flex, Sdpa)
-}
 PROMPTS = ("random", "prose")
 
 
@@ -68,8 +63,7 @@ class Grid:
         checks.count("ttft.repeats", self.repeats)
         checks.seed("ttft.seed", self.seed)
         checks.shares("ttft.skips", self.skips, least=0)
-        if unknown := [name for name in self.baselines if name not in BASELINES]:
-            raise InputError(f"ttft.baselines: {unknown} is none of {', '.join(BASELINES)}")
+        baselines.check("ttft.baselines", self.baselines)
         if self.prompt not in PROMPTS:
             raise InputError(f"ttft.prompt={self.prompt} is none of {', '.join(PROMPTS)}")
 
@@ -162,9 +156,11 @@ def run(cfg: DictConfig) -> None:
             with bar, logging_redirect_tqdm():
                 for length, rest in cells.items():
                     for sample in place.measure(grid.tokens(loaded, length).to(device), rest):
-                        writer.append({"prompt": grid.prompt, **sample})
+                        cell = sample_id(length, sample["method"])
+                        shared = {"id": cell, "task": "ttft", "prompt": grid.prompt, "length": length}
+                        writer.append(shared | place.record() | sample)
                         bar.update()
-                        log.info("%s: %s", sample["id"], _line(sample))
+                        log.info("%s: %s", cell, _line(sample))
             rows = ttft_report.tabulate(writer.samples())
             summary = {"left_out": left_out, "cells": json.loads(rows.to_json(orient="records"))}
             writer.finish(summary)
@@ -185,29 +181,16 @@ def _lanes(
 ) -> tuple[list[Lane], dict[str, str]]:
     """Everything that runs here, and the baselines that do not, with the reason."""
     info, longest = describe(loaded.model), max(grid.lengths)
-    lanes, left_out = [], {}
+    lanes = []
     for variant in planned:
         method = variant.build(loaded)
         method.bind(info)  # refuses a method of another model
         prefill.check([method], longest)
-        lanes.append(Lane(variant.label, _always(method)))
+        lanes.append(Lane.of(variant.label, method))
     for skip in grid.skips:
         lanes.append(Lane(_set_label(skip), _set(loaded, skip, backend)))
-    for name in grid.baselines:
-        method = BASELINES[name]()
-        try:
-            method.bind(info)
-            prefill.check([method], longest)
-        except InputError as error:
-            left_out[name] = str(error)
-            log.warning("%s is left out: %s", name, error)
-        else:
-            lanes.append(Lane(name, _always(method)))
-    return lanes, left_out
-
-
-def _always(method: Method) -> Callable[[Callable[[], Any]], Method]:
-    return lambda read: method
+    dense, left_out = baselines.usable(grid.baselines, info, prefill, longest)
+    return [*lanes, *(Lane.of(name, method) for name, method in dense.items())], left_out
 
 
 def _set(loaded: Loaded, skip: float, backend: Backend) -> Callable[[Callable[[], Any]], Method]:
@@ -216,6 +199,11 @@ def _set(loaded: Loaded, skip: float, backend: Backend) -> Callable[[Callable[[]
 
 def _set_label(skip: float) -> str:
     return f"{AtSkip.name} set to skip {skip:.0%}"
+
+
+def sample_id(length: int, label: str) -> str:
+    """Of a length's cell."""
+    return f"{length}/{label}"
 
 
 def _line(sample: dict[str, Any]) -> str:

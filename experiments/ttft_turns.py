@@ -1,4 +1,4 @@
-"""A prompt read by one method after another: the turns of `experiment=ttft`, what each takes of time and memory."""
+"""Prompts read by one method after another, in turns: what each takes of time and memory."""
 
 from __future__ import annotations
 
@@ -31,10 +31,15 @@ class Lane:
     label: str
     make: Callable[[Callable[[], Any]], Method]
 
+    @classmethod
+    def of(cls, label: str, method: Method) -> Lane:
+        """A method that is the same on every prompt."""
+        return cls(label, lambda read: method)
+
 
 @dataclass(frozen=True)
 class Reading:
-    """One prompt read once: seconds, and bytes in memory at the most."""
+    """Prompts read once: seconds, and bytes in memory at the most."""
 
     ttft: float
     attention: float
@@ -58,8 +63,18 @@ class Place:
         self.clock = clock_for(self.device)
         self.process = new_process()
 
+    def record(self) -> dict[str, Any]:
+        """What every record says of where its times were taken."""
+        return {
+            "process": self.process,
+            "clock": self.clock.name,
+            "backend": pick_backend(self.backend, self.device),
+            "device": environment.device_name(self.device),
+        }
+
     def measure(self, tokens: torch.Tensor, lanes: Sequence[Lane]) -> Iterator[dict[str, Any]]:
-        """One sample a lane. Each reads the prompt once without a clock; then they take turns."""
+        """What each lane takes to read prompts together, int64 (B, S) without padding. Each reads them once without a
+        clock; then they take turns."""
         lost: dict[str, OutOfMemory] = {}
         ready: dict[str, tuple[Method, int | None]] = {}
         for lane in lanes:
@@ -79,20 +94,11 @@ class Place:
                     case Reading() as reading:
                         readings[label].append(reading)
         for lane in lanes:
-            shared = {
-                "id": sample_id(tokens.shape[1], lane.label),
-                "task": "ttft",
-                "length": tokens.shape[1],
-                "method": lane.label,
-                "process": self.process,
-                "clock": self.clock.name,
-                "backend": pick_backend(self.backend, self.device),
-                "device": environment.device_name(self.device),
-            }
             if lane.label in lost:
-                yield shared | {"out_of_memory": lost[lane.label].said}
+                yield {"method": lane.label, "out_of_memory": lost[lane.label].said}
             else:
-                yield shared | {"driver_memory_bytes": ready[lane.label][1]} | _numbers(readings[lane.label])
+                numbers = _numbers(readings[lane.label])
+                yield {"method": lane.label, "driver_memory_bytes": ready[lane.label][1], **numbers}
 
     def _warm(self, tokens: torch.Tensor, lane: Lane) -> tuple[Method, int | None]:
         """The lane's method, once over the prompt, and what the driver then has in use on the device: the allocator
@@ -138,12 +144,8 @@ def _numbers(readings: Sequence[Reading]) -> dict[str, Any]:
         "ttft_q75_s": high,
         "turns_s": [reading.ttft for reading in readings],
         "attention_s": attention,
+        "attention_turns_s": [reading.attention for reading in readings],
         "attention_share": attention / middle,
         "skip_ratio": readings[-1].skip_ratio,
         "peak_memory_bytes": max(reading.peak_memory for reading in readings),
     }
-
-
-def sample_id(length: int, label: str) -> str:
-    """Of a length's cell."""
-    return f"{length}/{label}"

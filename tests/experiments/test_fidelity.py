@@ -1,12 +1,16 @@
 from __future__ import annotations
 
+import dataclasses
 import json
 from pathlib import Path
 
 import pandas as pd
 import pytest
 
-from experiments.frontier import skip_at
+from experiments import report
+from experiments.frontier import points, skip_at
+from experiments.frontier_needles import beside
+from experiments.results import sections
 from experiments.streams import Streams
 from tests.experiments.conftest import FIDELITY, FRONTIER, QUIET, run_here
 
@@ -52,6 +56,40 @@ def test_the_report_has_the_curve_the_points_and_the_heads(compared):
     )
     assert {name.rpartition("-")[2] for name in tables} >= {"points.md", "points.csv", "points.tex"}
     assert {name.rpartition("-")[2] for name in figures} == {"curve.png", "curve.pdf", "heads.png", "heads.pdf"}
+
+
+def test_dense_attention_is_no_distance_from_itself_for_sure(compared):
+    [section] = sections(compared, "fidelity")
+    rows = points(section).set_index("method")
+    assert (rows.loc["dense", ["kl_low", "kl_high"]].abs() < 1e-6).all(axis=None)
+
+
+def test_needles_stand_beside_the_divergence_of_the_same_method_strength_and_calibration(compared, finished):
+    [section] = sections(compared, "fidelity")
+    [needles] = sections(finished, "niah")
+    rows = beside(points(section), section, [needles])
+    assert len(rows) == len(points(section))
+    asked = rows[rows["needles_n"].notna()]
+    assert set(asked["method"]) == {"dense", "bsfa"}  # streaming_llm had other strengths there
+    for row in asked.to_dict("records"):
+        answers = needles.samples[(needles.samples["length"] == 900) & (needles.samples["haystack"] == row["source"])]
+        answers = answers[(answers["method"] == row["method"]) & (answers["strength"] == row["strength"])]
+        assert (row["needles"], row["needles_n"]) == (answers["score"].mean(), len(answers))
+        assert row["needles_low"] <= row["needles"] <= row["needles_high"]
+    shown = report.fidelity(section, [needles]).tables[1].shown
+    assert (shown["needles % [95%]"] != "").sum() == len(asked) == 2 * 3
+
+
+def test_needles_of_another_model_or_calibration_stand_beside_nothing(compared, finished):
+    [section] = sections(compared, "fidelity")
+    [needles] = sections(finished, "niah")
+    other = dataclasses.replace(needles, origin=needles.origin | {"digest": "0"})
+    assert "needles" not in beside(points(section), section, [other])
+    rounded = dataclasses.replace(needles, origin=needles.origin | {"dtype": "bfloat16"})
+    assert set(beside(points(section), section, [rounded])["needles_dtype"].dropna()) == {"bfloat16"}
+    assert set(beside(points(section), section, [rounded, needles])["needles_dtype"].dropna()) == {"float32"}
+    longer = dataclasses.replace(needles, samples=needles.samples.assign(settings="another"))
+    assert beside(points(section), section, [longer])["needles"].isna().all()
 
 
 @pytest.mark.parametrize(

@@ -22,6 +22,7 @@ def write(
     *,
     version: int = 1,
     data: str | None = None,
+    tokens: int | None = None,
     parameters: dict | None = None,
     model: str = "tiny",
     ttft: float = 1.0,
@@ -29,7 +30,7 @@ def write(
     lengths: tuple[int, ...] = (1024,),
 ) -> None:
     """One run's records: a score for each sample of each length."""
-    calibration = {"data": data} if data else {}
+    calibration = {"data": data} | ({"length": tokens} if tokens else {}) if data else {}
     config = {
         "task": {"name": "niah", "lengths": list(lengths)},
         "model": {"name": model, "dtype": "float32"},
@@ -74,6 +75,12 @@ def test_runs_that_differ_in_a_setting_no_column_shows_are_rows_of_their_own(tmp
     found = rows(tmp_path)
     assert sorted(found["n"]) == [2, 3]
     assert found["calibration"].str.fullmatch("#[0-9a-f]{6}").all()
+
+
+def test_a_calibration_on_other_lengths_than_the_longest_judged_names_them(tmp_path):
+    for tokens in (None, 512, 1024):
+        write(tmp_path, [1, 1], "bsfa", "k=8", data="prose", tokens=tokens, parameters={"given": tokens is None})
+    assert set(rows(tmp_path)["calibration"].str.split(" #").str[0]) == {"prose", "prose, 512 tokens"}
 
 
 def test_a_row_counts_its_samples(tmp_path):

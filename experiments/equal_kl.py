@@ -1,0 +1,239 @@
+"""What attention takes where methods are as near to dense attention: one benchmark of every method at equal KL.
+
+How near is `experiment=fidelity`'s to say, with the same settings in the same store; `equal_kl_choice` has the rule.
+The chosen strengths and dense attention then take turns in one process on those same texts, several in a batch so that
+they fill a GPU. Selection is part of the time.
+"""
+
+from __future__ import annotations
+
+import dataclasses
+import itertools
+import json
+import logging
+import shlex
+import sys
+from collections.abc import Mapping, Sequence
+from dataclasses import dataclass
+from typing import Any
+
+import pandas as pd
+import torch
+from hydra.core.hydra_config import HydraConfig
+from hydra.utils import instantiate
+from omegaconf import DictConfig
+from tqdm import tqdm
+from tqdm.contrib.logging import logging_redirect_tqdm
+
+from bsfa.errors import InputError
+from bsfa.methods import Dense
+from bsfa.model import describe
+from experiments import baselines, checks, environment, equal_kl_report, fidelity
+from experiments.equal_kl_choice import choose, points
+from experiments.methods import Variant
+from experiments.models import Loaded
+from experiments.plans import Planned
+from experiments.prefill import Prefill
+from experiments.records import Run
+from experiments.streams import Stream, Streams
+from experiments.sweep import Sweep
+from experiments.ttft_turns import Lane, Place
+from experiments.unavailable import Unavailable
+
+log = logging.getLogger(__name__)
+
+
+@dataclass(frozen=True)
+class Grid:
+    """What to measure; see ``conf/experiment/equal_kl.yaml``.
+
+    Raises
+    ------
+    InputError
+        A value that cannot be measured.
+    """
+
+    bounds: Sequence[float]
+    batch: int
+    baselines: Sequence[str]
+    repeats: int
+
+    def __post_init__(self) -> None:
+        if not self.bounds or not all(isinstance(x, (int, float)) and x > 0 for x in self.bounds):
+            raise InputError(f"equal_kl.bounds={self.bounds} must be nats a token above 0, such as [0.005,0.02]")
+        if len(set(self.bounds)) < len(self.bounds):
+            raise InputError(f"equal_kl.bounds={self.bounds} holds a number twice")
+        checks.count("equal_kl.batch", self.batch)
+        checks.count("equal_kl.repeats", self.repeats)
+        baselines.check("equal_kl.baselines", self.baselines)
+
+    def together(self, samples: int) -> int:
+        """Texts in a batch, of so many of a cell.
+
+        Raises
+        ------
+        InputError
+            Batches of two sizes, whose times would be no measure of the same thing.
+        """
+        size = min(self.batch, samples)
+        if samples % size:
+            raise InputError(f"equal_kl.batch={self.batch} must divide streams.samples={samples}, or be more")
+        return size
+
+
+@dataclass(frozen=True)
+class Plan:
+    """One configuration's run, once every divergence it rests on is known.
+
+    Attributes
+    ----------
+    chosen : DataFrame
+        As `equal_kl_choice.choose` gives it.
+    """
+
+    grid: Grid
+    streams: Streams
+    sweep: Sweep
+    chosen: pd.DataFrame
+    record: Run
+
+    @classmethod
+    def of(cls, cfg: DictConfig) -> Plan:
+        grid: Grid = instantiate(cfg.equal_kl, _convert_="all")
+        subject, settings = fidelity.subject(cfg)
+        grid.together(subject.samples.samples)
+        sweep = Sweep(cfg)
+        runs = [(variant, run) for variant, run in sweep.planned(subject, settings) if variant.config.knob]
+        _check(runs)
+        chosen = choose(points(runs), grid.bounds)
+        device = sweep.source.torch_device
+        identity = {
+            "equal_kl": dataclasses.asdict(grid),
+            **{key: runs[0][1].config[key] for key in ("task", "model", "backend")},
+            "chosen": json.loads(chosen.to_json(orient="records", double_precision=15)),
+            "device": environment.device_name(device),
+        }
+        return cls(grid, subject.samples, sweep, chosen, sweep.store.run("equal_kl", identity))
+
+    @property
+    def size(self) -> int:
+        """Texts in a batch."""
+        return self.grid.together(self.streams.samples)
+
+    def ids(self) -> list[str]:
+        """The batches, each by its first text."""
+        return self.streams.ids()[:: self.size]
+
+    def labels(self) -> list[str]:
+        """The strengths that are timed in some cell."""
+        return list(dict.fromkeys(self.chosen.loc[self.chosen["within"], "label"]))
+
+    def of_cell(self, source: str, length: int) -> set[str]:
+        """The strengths that are timed in one."""
+        rows = self.chosen
+        return set(rows.loc[rows["within"] & (rows["source"] == source) & (rows["length"] == length), "label"])
+
+
+def _check(runs: Sequence[tuple[Variant, Run]]) -> None:
+    """Refuse methods whose divergence is not known, or that a table could not tell apart.
+
+    Raises
+    ------
+    InputError
+    Unavailable
+    """
+    if not runs:
+        raise InputError("equal_kl times methods that have a strength, and method= names none; take method=frontier")
+    labels = [variant.label for variant, _ in runs]
+    if twice := sorted({label for label in labels if labels.count(label) > 1}):
+        raise InputError(f"equal_kl measures a row a method and {', '.join(twice)} would be two; give one a name")
+    if missing := [variant.label for variant, run in runs if not run.complete]:
+        raise Unavailable(
+            f"the store lacks the divergence of {len(missing)} of {len(runs)} strengths, the first {missing[0]}: "
+            f"run `{_fidelity()}` first"
+        )
+
+
+def _fidelity() -> str:
+    """The command whose records are wanted."""
+    asked = HydraConfig.get().overrides.task
+    kept = [line for line in asked if not line.lstrip("+").startswith(("experiment", "dry=", "equal_kl."))]
+    return shlex.join(["python", "run.py", "experiment=fidelity", *kept])
+
+
+def plan(cfg: DictConfig) -> list[Planned]:
+    """What `run` would run; nothing as long as the divergences that it rests on are not known."""
+    try:
+        found = Plan.of(cfg)
+    except Unavailable as error:
+        log.info("equal_kl: not planned yet: %s", error)
+        return []
+    methods, readings = ", ".join(found.labels()), found.size * (found.grid.repeats + 1)
+    return [Planned(methods, "", "", found.streams.lengths, found.ids(), readings, found.record)]
+
+
+def run(cfg: DictConfig) -> None:
+    """``python run.py experiment=equal_kl``: choose, measure, record, write the tables and the figure."""
+    found = Plan.of(cfg)
+    found.sweep.source.check_device()
+    record = found.record
+    log.info("equal_kl: %d strengths to time, %s", len(found.labels()), ", ".join(found.labels()))
+    with record.writing(environment.describe(found.sweep.source.torch_device)) as writer:
+        if record.complete:
+            for name in equal_kl_report.left_out(writer.samples()):
+                log.warning("%s was left out; remove %s to measure again, with it", name, record.path)
+        else:
+            missing = set(found.ids()) - set(writer.done)
+            loaded = found.sweep.loaded
+            loaded.check_length(found.streams.longest(), fidelity.Fidelity.lengths_key)
+            lanes, left_out = _lanes(found, loaded)
+            place = Place(loaded, found.sweep.source.torch_device, cfg.backend, Prefill(), found.grid.repeats)
+            bar = tqdm(total=len(missing), desc="equal_kl", unit="batch", file=sys.stderr)
+            with bar, logging_redirect_tqdm():
+                texts = found.streams.make(loaded.tokenizer)
+                while batch := list(itertools.islice(texts, found.size)):
+                    if batch[0].id in missing:
+                        writer.append(_measure(found, place, batch, lanes) | {"left_out": left_out})
+                        bar.update()
+            rows = equal_kl_report.tabulate(record.config, writer.samples())
+            summary = {
+                "left_out": equal_kl_report.left_out(writer.samples()),
+                "cells": json.loads(rows.to_json(orient="records")),
+            }
+            writer.finish(summary)
+            found.sweep.tracker.run(record, "equal_kl", summary)
+    [chapter] = equal_kl_report.chapters(found.sweep.store.root, only=record.id)
+    chapter.write(found.sweep.store.root)
+    print(chapter.main())
+
+
+def _lanes(found: Plan, loaded: Loaded) -> tuple[dict[str, Lane], dict[str, str]]:
+    """All that runs here, by its label, dense attention first; and the baselines that do not, with the reason."""
+    info = describe(loaded.model)
+    dense, left_out = baselines.usable(found.grid.baselines, info, Prefill(), found.streams.longest())
+    wanted = found.labels()
+    sparse = {variant.label: variant.build(loaded) for variant in found.sweep.variants if variant.label in wanted}
+    for method in sparse.values():
+        method.bind(info)  # refuses a method of another model
+    methods = {Dense.name: Dense(), **dense, **sparse}
+    return {label: Lane.of(label, method) for label, method in methods.items()}, left_out
+
+
+def _measure(found: Plan, place: Place, batch: Sequence[Stream], lanes: Mapping[str, Lane]) -> dict[str, Any]:
+    """One batch's record: every lane of its cell, so that all times that are compared stand in one line."""
+    source, length = batch[0].source, batch[0].length
+    idle = set(found.labels()) - found.of_cell(source, length)
+    tokens = torch.tensor([text.tokens for text in batch], device=place.device)
+    taken = [lane for label, lane in lanes.items() if label not in idle]
+    record = {
+        "id": batch[0].id,
+        "task": "equal_kl",
+        "source": source,
+        "length": length,
+        "texts": [text.id for text in batch],
+        "tokens_hash": [text.tokens_hash for text in batch],
+        **place.record(),
+        "lanes": list(place.measure(tokens, taken)),
+    }
+    log.info("%s: %d methods took turns on %d texts", batch[0].id, len(taken), len(batch))
+    return record
