@@ -10,11 +10,10 @@ import pandas as pd
 from matplotlib.figure import Figure
 
 from experiments import looks, style
+from experiments.anchors import MATMUL_DEVICE, MATMUL_TFLOPS
 from experiments.chapters import Chapter, Drawing, Table
 from experiments.records import read_runs
 
-# Dense over (QK plus the kept share of PV), both at a rate that a large matrix product reached on this device.
-MATMUL_TFLOPS, MATMUL_DEVICE = 778.0, "NVIDIA H200"
 BEST = "best"  # what a run has that names no kernel
 SHAPE = ("length", "head_size", "q_heads", "kv_heads", "pattern")
 NOTE = (
