@@ -36,7 +36,7 @@ from experiments.prefill import Prefill
 from experiments.records import Run, Store
 from experiments.tasks import text
 from experiments.tracking import Tracker
-from experiments.ttft_turns import Lane, Place, sample_id
+from experiments.ttft_turns import Contender, Turns, sample_id
 
 log = logging.getLogger(__name__)
 
@@ -155,13 +155,13 @@ def run(cfg: DictConfig) -> None:
             missing = set(found.ids()) - set(writer.done)
             loaded = found.source.load()
             loaded.check_length(max(grid.lengths), "ttft.lengths")
-            lanes, left_out = _lanes(found.planned, grid, prefill, loaded, cfg.backend)
-            cells = {length: [x for x in lanes if sample_id(length, x.label) in missing] for length in grid.lengths}
-            place = Place(loaded, device, cfg.backend, prefill, grid.repeats)
+            contenders, left_out = _contenders(found.planned, grid, prefill, loaded, cfg.backend)
+            cells = {n: [one for one in contenders if sample_id(n, one.label) in missing] for n in grid.lengths}
+            turns = Turns(loaded, device, cfg.backend, prefill, grid.repeats)
             bar = tqdm(total=sum(map(len, cells.values())), desc="ttft", unit="cell", file=sys.stderr)
             with bar, logging_redirect_tqdm():
                 for length, rest in cells.items():
-                    for sample in place.measure(grid.tokens(loaded, length).to(device), rest):
+                    for sample in turns.measure(grid.tokens(loaded, length).to(device), rest):
                         writer.append({"prompt": grid.prompt, **sample})
                         bar.update()
                         log.info("%s: %s", sample["id"], _line(sample))
@@ -180,19 +180,19 @@ def _say_left_out(record: Run) -> None:
         log.warning("%s was left out: %s; remove %s to try it again", name, reason, summary)
 
 
-def _lanes(
+def _contenders(
     planned: Sequence[Variant], grid: Grid, prefill: Prefill, loaded: Loaded, backend: Backend
-) -> tuple[list[Lane], dict[str, str]]:
+) -> tuple[list[Contender], dict[str, str]]:
     """Everything that runs here, and the baselines that do not, with the reason."""
     info, longest = describe(loaded.model), max(grid.lengths)
-    lanes, left_out = [], {}
+    contenders, left_out = [], {}
     for variant in planned:
         method = variant.build(loaded)
         method.bind(info)  # refuses a method of another model
         prefill.check([method], longest)
-        lanes.append(Lane(variant.label, _always(method)))
+        contenders.append(Contender(variant.label, _always(method)))
     for skip in grid.skips:
-        lanes.append(Lane(_set_label(skip), _set(loaded, skip, backend)))
+        contenders.append(Contender(_set_label(skip), _set(loaded, skip, backend)))
     for name in grid.baselines:
         method = BASELINES[name]()
         try:
@@ -202,8 +202,8 @@ def _lanes(
             left_out[name] = str(error)
             log.warning("%s is left out: %s", name, error)
         else:
-            lanes.append(Lane(name, _always(method)))
-    return lanes, left_out
+            contenders.append(Contender(name, _always(method)))
+    return contenders, left_out
 
 
 def _always(method: Method) -> Callable[[Callable[[], Any]], Method]:

@@ -25,7 +25,7 @@ T = TypeVar("T")
 
 
 @dataclass(frozen=True)
-class Lane:
+class Contender:
     """One row of the table: a method, or how to set one on a prompt, which is given as what reads it."""
 
     label: str
@@ -49,8 +49,8 @@ class OutOfMemory:
     said: str
 
 
-class Place:
-    """A loaded model on its device, and the clock there."""
+class Turns:
+    """Of contenders, on a loaded model and by its device's clock."""
 
     def __init__(self, loaded: Loaded, device: torch.device, backend: Backend, prefill: Prefill, repeats: int) -> None:
         self.loaded, self.backend, self.prefill, self.repeats = loaded, backend, prefill, repeats
@@ -58,16 +58,16 @@ class Place:
         self.clock = clock_for(self.device)
         self.process = new_process()
 
-    def measure(self, tokens: torch.Tensor, lanes: Sequence[Lane]) -> Iterator[dict[str, Any]]:
-        """One sample a lane. Each reads the prompt once without a clock; then they take turns."""
+    def measure(self, tokens: torch.Tensor, contenders: Sequence[Contender]) -> Iterator[dict[str, Any]]:
+        """One sample a contender. Each reads the prompt once without a clock; then they take turns."""
         lost: dict[str, OutOfMemory] = {}
         ready: dict[str, tuple[Method, int | None]] = {}
-        for lane in lanes:
-            match self._attempt(partial(self._warm, tokens, lane)):
+        for contender in contenders:
+            match self._attempt(partial(self._warm, tokens, contender)):
                 case OutOfMemory() as out:
-                    lost[lane.label] = out
+                    lost[contender.label] = out
                 case warm:
-                    ready[lane.label] = warm
+                    ready[contender.label] = warm
         readings: dict[str, list[Reading]] = {label: [] for label in ready}
         for _ in range(self.repeats):
             for label, (method, _) in ready.items():
@@ -78,26 +78,26 @@ class Place:
                         lost[label] = out
                     case Reading() as reading:
                         readings[label].append(reading)
-        for lane in lanes:
+        for contender in contenders:
             shared = {
-                "id": sample_id(tokens.shape[1], lane.label),
+                "id": sample_id(tokens.shape[1], contender.label),
                 "task": "ttft",
                 "length": tokens.shape[1],
-                "method": lane.label,
+                "method": contender.label,
                 "process": self.process,
                 "clock": self.clock.name,
                 "backend": pick_backend(self.backend, self.device),
                 "device": environment.device_name(self.device),
             }
-            if lane.label in lost:
-                yield shared | {"out_of_memory": lost[lane.label].said}
+            if contender.label in lost:
+                yield shared | {"out_of_memory": lost[contender.label].said}
             else:
-                yield shared | {"driver_memory_bytes": ready[lane.label][1]} | _numbers(readings[lane.label])
+                yield shared | {"driver_memory_bytes": ready[contender.label][1]} | _numbers(readings[contender.label])
 
-    def _warm(self, tokens: torch.Tensor, lane: Lane) -> tuple[Method, int | None]:
-        """The lane's method, once over the prompt, and what the driver then has in use on the device: the allocator
+    def _warm(self, tokens: torch.Tensor, contender: Contender) -> tuple[Method, int | None]:
+        """A contender's method, once over the prompt, and what the driver then has in use on the device: the allocator
         gives nothing back by itself, so that is the most it held."""
-        method = lane.make(lambda: self._fill(tokens))
+        method = contender.make(lambda: self._fill(tokens))
         environment.release_memory(self.device)
         self._read(tokens, method)
         return method, environment.driver_memory(self.device)

@@ -100,15 +100,15 @@ def test_a_length_that_does_not_fit_costs_one_cell_and_says_what_it_asked_for(co
 
 def test_a_run_that_was_stopped_goes_on_at_the_length_it_was_at(command, tmp_path, monkeypatch):
     arguments = (*SMALL, "ttft.skips=[]", "ttft.baselines=[]", f"results={tmp_path}")
-    measure = ttft.Place.measure
+    measure = ttft.Turns.measure
 
-    def stopped(self, tokens, lanes):
+    def stopped(self, tokens, contenders):
         if tokens.shape[1] == 640:
             raise KeyboardInterrupt
-        return measure(self, tokens, lanes)
+        return measure(self, tokens, contenders)
 
     with monkeypatch.context() as patch:
-        patch.setattr(ttft.Place, "measure", stopped)
+        patch.setattr(ttft.Turns, "measure", stopped)
         with pytest.raises(KeyboardInterrupt):
             command(*arguments)
     first = samples(tmp_path)["512/dense"]
