@@ -16,6 +16,7 @@ from bsfa import InputError
 from experiments import launchers
 from experiments.config import call
 from experiments.records import Busy
+from experiments.unavailable import reason
 
 log = logging.getLogger(__name__)
 
@@ -42,10 +43,9 @@ def job(cfg: DictConfig) -> None:
     except (InputError, NotImplementedError) as error:
         _refuse(error)
     except torch.OutOfMemoryError as error:
-        said = str(error).splitlines()[0]
         _refuse(
             InputError(
-                f"{said} What was recorded is safe. Less memory: batch=1, which goes on with the same runs; "
+                f"{reason(error)} What was recorded is safe. Less memory: batch=1, which goes on with the same runs; "
                 "prefill.chunk=8192 or shorter lengths, which are others"
             )
         )

@@ -24,8 +24,8 @@ from bsfa import cuda
 from bsfa.blocks import BLOCK_K, BLOCK_Q, BlockGrid
 from bsfa.errors import InputError
 from bsfa.gates import ResolvedGate
-from experiments import checks, environment, kernel_report
-from experiments.kernel_baselines import BASELINES, Kernel, baseline
+from experiments import checks, environment, kernel_baselines, kernel_report
+from experiments.kernel_baselines import BASELINES, Kernel
 from experiments.plans import Planned
 from experiments.records import Run, Store
 from experiments.statistics import quartiles
@@ -150,12 +150,13 @@ def _record(store: Store, grid: Grid) -> Run:
 
 
 def measure(shape: Shape, skips: Sequence[float], grid: Grid, device: torch.device) -> Iterator[dict[str, Any]]:
-    """One sample a skip ratio: milliseconds of the gated kernel and of every baseline that runs here."""
+    """One sample a skip ratio: milliseconds of the gated kernel and of every baseline that runs here, and why others do
+    not."""
     q, k, v = draw(shape, grid, device)
     scale = shape.head_size**-0.5
     blocks = BlockGrid(shape.length, shape.length, causal=True)
     maxima = cuda.block_maxima(q, k, softmax_scale=scale, causal=True, kernel=grid.kernel)
-    baselines = {name: kernel for name in grid.baselines if (kernel := baseline(name, q, k, v)) is not None}
+    baselines, failed = kernel_baselines.that_run(grid.baselines, q, k, v)
     for skip in skips:
         cut = threshold(maxima, skip)
         gate = ResolvedGate(
@@ -181,6 +182,7 @@ def measure(shape: Shape, skips: Sequence[float], grid: Grid, device: torch.devi
             "ms_q25": low,
             "ms_q75": high,
             "baseline_ms": {name: time[1] for name, time in times.items()},
+            "baselines_failed": failed,
         }
 
 
@@ -241,7 +243,8 @@ def _name(shape: Shape, skip: float) -> str:
 
 
 def _best(sample: dict[str, Any]) -> str:
-    if not sample["baseline_ms"]:
+    times = sample["baseline_ms"]
+    if not times:
         return "no baseline"
-    name, best = min(sample["baseline_ms"].items(), key=lambda item: item[1])
-    return f"{best / sample['ms']:.2f} x {name}"
+    name = min(times, key=times.__getitem__)
+    return f"{times[name] / sample['ms']:.2f} x {name}, the best of {', '.join(times)}"

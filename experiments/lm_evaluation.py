@@ -206,8 +206,7 @@ class Documents:
             try:
                 return manager.load([self.task_name])["tasks"][self.task_name]
             except Exception as error:  # whatever a hub, its client and a task's own code can raise
-                reason = (str(error).strip() or type(error).__name__).splitlines()[0]
-                raise Unavailable(f"lm-eval cannot load it: {reason}") from error
+                raise Unavailable(f"lm-eval cannot load it: {unavailable.reason(error)}") from error
 
 
 class LmEval(Subject[Documents]):

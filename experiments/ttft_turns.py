@@ -20,6 +20,7 @@ from experiments.models import Loaded
 from experiments.prefill import Prefill
 from experiments.statistics import quartiles
 from experiments.sweep import new_process
+from experiments.unavailable import reason
 
 T = TypeVar("T")
 
@@ -120,7 +121,7 @@ class Turns:
         try:
             return action()
         except torch.OutOfMemoryError as error:
-            said = str(error).splitlines()[0]
+            said = reason(error)
         gc.collect()
         environment.release_memory(self.device)
         return OutOfMemory(said)

@@ -14,6 +14,11 @@ class Unavailable(InputError):
     """A model, data, package, GPU or access is missing; the message says which, and the way out."""
 
 
+def reason(error: BaseException) -> str:
+    """The first line of what an error says; its name where it says nothing."""
+    return (str(error).strip() or type(error).__name__).splitlines()[0]
+
+
 def each(names: Iterable[str], run: Callable[[str], None]) -> None:
     """Run one task or experiment after another.
 

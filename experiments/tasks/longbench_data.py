@@ -14,7 +14,7 @@ from typing import Any, Protocol
 from bsfa.errors import InputError
 from experiments.tasks import folder, longbench_scores
 from experiments.tasks.base import Metric
-from experiments.unavailable import Unavailable
+from experiments.unavailable import Unavailable, reason
 
 INSTALL = "pip install 'lm_eval[longbench,hf]'"
 CONTEXT = "\x00context\x00"  # stands for the context where a template is filled in without it
@@ -172,8 +172,9 @@ def load(manager: Any, name: str) -> Any:
     try:
         return manager.load([f"longbench_{name}"])["tasks"][f"longbench_{name}"]
     except Exception as error:  # whatever a hub, its client and a task's own code can raise
-        reason = (str(error).strip() or type(error).__name__).splitlines()[0]
-        raise Unavailable(f"the hub's data cannot be read: {reason}; without network use data.root=DIR") from error
+        raise Unavailable(
+            f"the hub's data cannot be read: {reason(error)}; without network use data.root=DIR"
+        ) from error
 
 
 class OwnScorer:
