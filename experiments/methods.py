@@ -11,6 +11,7 @@ from __future__ import annotations
 import hashlib
 from collections.abc import Callable, Iterator
 from dataclasses import dataclass
+from inspect import signature
 from pathlib import Path
 from typing import Any
 
@@ -38,10 +39,22 @@ class Variant:
         The method's own config, its knob a single value.
     source : CalibratedFile or GivenFile, optional
         What a calibrated method reads.
+
+    Raises
+    ------
+    InputError
+        A parameter that the method has not, or refuses; of a calibrated one the latter is found with its table.
     """
 
     config: DictConfig
     source: CalibratedFile | GivenFile | None = None
+
+    def __post_init__(self) -> None:
+        known = list(signature(self.kind).parameters)
+        if unknown := [key for key in self._parameters() if key not in known]:
+            raise InputError(f"method {self.name} has no {', '.join(unknown)}; it has {', '.join(known)}")
+        if not self.source:
+            self._make({})
 
     @property
     def kind(self) -> type[Method]:
@@ -76,13 +89,18 @@ class Variant:
         """What the method was calibrated on; empty where it was not."""
         return self.source.calibration() if self.source else {}
 
+    @property
+    def serves_chunks(self) -> bool:
+        """Whether the method will serve a prefill in chunks."""
+        return self.kind.chunks if self.source else self._make({}).serves_chunks
+
     def build(self, loaded: Loaded) -> Method:
         """The method, calibrated first where its table is missing."""
+        return self._make({rule(self.config).entry: self.source.load(loaded)} if self.source else {})
+
+    def _make(self, table: dict[str, Any]) -> Method:
         make: Callable[..., Method] = self.kind
-        parameters = self._parameters()
-        if self.source:
-            parameters[rule(self.config).entry] = self.source.load(loaded)
-        return make(**parameters)
+        return make(**self._parameters(), **table)
 
     def _parameters(self) -> dict[str, Any]:
         """All but the table."""

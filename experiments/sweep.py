@@ -165,7 +165,13 @@ class Sweep:
         ----------
         parameters : DictConfig
             The subject's own settings, part of a run's identity.
+
+        Raises
+        ------
+        InputError
+            A method that does not read prompts as the subject's are read.
         """
+        subject.prefill.check(self.variants, subject.samples.longest())
         name = subject.samples.name
         shared = {
             "task": {
@@ -184,7 +190,7 @@ class Sweep:
         loaded = self.loaded
         loaded.check_length(subject.samples.longest(), subject.lengths_key)
         next(subject.samples.make(loaded.tokenizer))  # what cannot be made is known before calibration
-        methods = self._build(subject, [variant for variant, _ in missing])
+        methods = self._build([variant for variant, _ in missing])
         device = self.source.torch_device
         with ExitStack() as locks:
             lanes = [
@@ -202,13 +208,12 @@ class Sweep:
                 self.tracker.run(lane.writer.run, lane.variant.label, summary)
                 log.info("%s: %s -> %s", lane.variant.label, subject.describe(summary), lane.writer.run.path)
 
-    def _build(self, subject: Subject, planned: Sequence[Variant]) -> list[Method]:
+    def _build(self, planned: Sequence[Variant]) -> list[Method]:
         """The methods, all of them refused or none before a sample is run; what waits for calibration comes last."""
         info = describe(self.loaded.model)
         methods: dict[int, Method] = {}
         for calibrated in (False, True):
             turn = {n: v.build(self.loaded) for n, v in enumerate(planned) if (v.source is not None) == calibrated}
-            subject.prefill.check(turn.values(), subject.samples.longest())
             for method in turn.values():
                 method.bind(info)  # refuses a method of another model
             methods |= turn

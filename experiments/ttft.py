@@ -112,6 +112,7 @@ class Plan:
         grid: Grid = instantiate(cfg.ttft, prompt=prompt, _convert_="all")
         store = Store(environment.own_folder(Path(cfg.results)))
         planned = variants(cfg, store, source)
+        prefill.check(planned, max(grid.lengths))
         own = [variant.label for variant in planned]
         grid = dataclasses.replace(grid, baselines=[name for name in grid.baselines if name not in own])
         identity = {
@@ -189,7 +190,6 @@ def _contenders(
     for variant in planned:
         method = variant.build(loaded)
         method.bind(info)  # refuses a method of another model
-        prefill.check([method], longest)
         contenders.append(Contender(variant.label, _always(method)))
     for skip in grid.skips:
         contenders.append(Contender(_set_label(skip), _set(loaded, skip, backend)))

@@ -194,11 +194,41 @@ def test_prompts_in_chunks_are_answered_as_in_one_piece_and_recorded_apart(comma
     assert (apart.samples["ttft_s"] > apart.samples["attention_s"]).all()
 
 
-def test_a_method_that_wants_a_prompt_whole_is_refused_before_anything_is_calibrated(command, model_folder, tmp_path):
-    arguments = ("experiment=niah", "profile=quick", "method=rivals", "task.lengths=[1024]", QUIET)
+@pytest.mark.parametrize(
+    ("method", "message"),
+    [
+        ("rivals", "flashprefill, flexprefill, minference, spargeattn, spargeattn_topk wants"),
+        ("minference_searched", "minference_searched wants"),
+        ("upstream_cudnn", "upstream_cudnn wants"),
+        ("upstream_torch_flash", "upstream_torch_flash wants"),
+    ],
+)
+@pytest.mark.parametrize("experiment", [("niah", "task.lengths=[1024]"), ("ttft", "ttft.lengths=[1024]")])
+def test_a_method_that_wants_a_prompt_whole_is_refused_before_a_model_is_loaded(
+    command, model_folder, tmp_path, monkeypatch, experiment, method, message
+):
+    monkeypatch.setattr(ModelSource, "load", None)
+    name, lengths = experiment
+    arguments = (f"experiment={name}", lengths, "profile=quick", f"method={method}", QUIET)
     ended = command(*arguments, "prefill.chunk=512", f"model.path={model_folder}", f"results={tmp_path}")
-    assert "prefill.chunk=512: flashprefill, flexprefill, minference, spargeattn, spargeattn_topk wants" in ended.error
+    assert f"prefill.chunk=512: {message}" in ended.error
     assert not snapshot(tmp_path)
+
+
+@pytest.mark.parametrize(
+    ("arguments", "message"),
+    [
+        (("method=streaming_llm", "method.local_blocks=-1"), "local_blocks=-1"),
+        (("method=flashprefill", "+method.colour=red"), "method flashprefill has no colour; it has alpha, sink_blocks"),
+        (("method=bsfa", "method.k=2", "+method.colour=red"), "method bsfa has no colour; it has thresholds, k"),
+    ],
+)
+def test_a_parameter_that_makes_no_sense_is_refused_before_a_model_is_loaded(
+    command, model_folder, tmp_path, monkeypatch, arguments, message
+):
+    monkeypatch.setattr(ModelSource, "load", None)
+    ended = command("experiment=niah", *DENSE, *arguments, f"model.path={model_folder}", f"results={tmp_path}")
+    assert message in ended.error
 
 
 def test_a_torn_last_record_is_made_again_and_no_other(command, model_folder, finished_copy):
@@ -488,7 +518,6 @@ def test_calibration_texts_beyond_the_models_positions_are_refused(command, mode
         (("backend=cuda",), "'cuda' needs tensors on a CUDA device, got cpu"),
         (("model.path=",), "model.path= is empty"),
         (("method=bsfa", "method.k=2", "calibration.data=[]"), "calibration.data=[] names no texts"),
-        (("method=streaming_llm", "method.local_blocks=-1"), "local_blocks=-1"),
         (("tracker=wandb", "tracker.mode=loud"), "tracker.mode=loud"),
         (("method=bsfa", "method.k=2", "calibration.data=lorem"), "prose, noise, mixed"),
     ],
