@@ -129,12 +129,11 @@ def run(cfg: DictConfig) -> None:
                     log.info("%s: %.2f ms, %s", sample["id"], sample["ms"], _best(sample))
         if not record.complete:
             rows = kernel_report.tabulate(writer.samples())
-            summary = {"samples": len(rows), "cells": json.loads(rows.to_json(orient="records"))}
-            writer.finish(summary)
-            tracker.run(record, "kernel", summary)
+            writer.finish({"samples": len(rows), "cells": json.loads(rows.to_json(orient="records"))})
     [chapter] = kernel_report.chapters(store.root, only=record.id)
     chapter.write(store.root)
     print(chapter.main())
+    tracker.run(record, "kernel")
 
 
 def plan(cfg: DictConfig) -> list[Planned]:

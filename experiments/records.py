@@ -4,6 +4,7 @@ results/<experiment>/<run_id>/config.yaml    what ran; its hash is the run id
                               env.json       the machines and versions it ran on, in the order they came
                               samples.jsonl  one line a sample
                               summary.json   there only when every sample is
+                              tracked.txt    where it was shown since; see `experiments.tracking`
 """
 
 from __future__ import annotations

@@ -151,12 +151,15 @@ class Sweep:
         return self.source.load()
 
     def finish(self, subject: Subject, parameters: DictConfig) -> None:
-        """Finish every run of a subject, taking it up where it stopped."""
+        """Finish every run of a subject, taking it up where it stopped, and show the tracker what it has not seen."""
         name, runs = subject.samples.name, self.planned(subject, parameters)
         missing = [(variant, run) for variant, run in runs if not run.complete]
         log.info("%s on %s: %d runs, %d of them to do", name, self.source.label, len(runs), len(missing))
         if missing:
             self._measure(subject, missing)
+        for variant, run in runs:
+            if run.complete:  # and not left to another process
+                self.tracker.run(run, variant.label)
 
     def planned(self, subject: Subject, parameters: DictConfig) -> list[tuple[Variant, Run]]:
         """Every variant's run of a subject.
@@ -205,7 +208,6 @@ class Sweep:
             for lane in lanes:
                 summary = subject.summarise(lane.writer.samples())
                 lane.writer.finish(summary)
-                self.tracker.run(lane.writer.run, lane.variant.label, summary)
                 log.info("%s: %s -> %s", lane.variant.label, subject.describe(summary), lane.writer.run.path)
 
     def _build(self, planned: Sequence[Variant]) -> list[Method]:

@@ -167,12 +167,11 @@ def run(cfg: DictConfig) -> None:
                         bar.update()
                         log.info("%s: %s", sample["id"], _line(sample))
             rows = ttft_report.tabulate(writer.samples())
-            summary = {"left_out": left_out, "cells": json.loads(rows.to_json(orient="records"))}
-            writer.finish(summary)
-            tracker.run(record, "ttft", summary)
+            writer.finish({"left_out": left_out, "cells": json.loads(rows.to_json(orient="records"))})
     [chapter] = ttft_report.chapters(found.store.root, only=record.id)
     chapter.write(found.store.root)
     print(chapter.main())
+    tracker.run(record, "ttft")
 
 
 def _say_left_out(record: Run) -> None:
