@@ -12,8 +12,8 @@ log = logging.getLogger(__name__)
 
 
 class Unavailable(InputError):
-    """A model, data, package, GPU or access is missing; the message says which, and the way out. ``what`` it means for one
-    of several."""
+    """A model, data, package, GPU or access is missing; the message says which, and the way out. ``what`` that means
+    for one of several."""
 
     what: ClassVar[str] = "not run"
 
