@@ -3,6 +3,7 @@
 results/<experiment>/<run_id>/config.yaml    what ran; its hash is the run id
                               env.json       the machines and versions it ran on, in the order they came
                               samples.jsonl  one line a sample
+                              lost.jsonl     samples that a process could not record where it ended; see `Run.lose`
                               summary.json   there only when every sample is
                               tracked.txt    where it was shown since; see `experiments.tracking`
 """
@@ -97,6 +98,19 @@ class Run:
             done = [sample["id"] for sample in read_samples(records)]
             with records.open("a", encoding="utf-8") as file:  # closing writes too, what a full disk refused before
                 yield Writer(self, file, done)
+
+    def done(self) -> set[str]:
+        """Ids of the samples that are recorded or lost, for a process that takes part and does not record."""
+        return {sample["id"] for sample in (*read_samples(self.path / "samples.jsonl"), *self.lost())}
+
+    def lose(self, sample: dict[str, Any]) -> None:
+        """Leave a sample that says why there is none to the process that records, which may never come to ask."""
+        with (self.path / "lost.jsonl").open("a", encoding="utf-8") as file:
+            file.write(json.dumps({"schema": SCHEMA, **sample}) + "\n")
+
+    def lost(self) -> list[dict[str, Any]]:
+        """What was left, each sample once."""
+        return list({sample["id"]: sample for sample in read_samples(self.path / "lost.jsonl")}.values())
 
     @contextmanager
     def _locked(self) -> Iterator[None]:

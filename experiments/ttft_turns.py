@@ -60,27 +60,11 @@ class Turns:
         self.process = new_process()
 
     def measure(self, tokens: torch.Tensor, contenders: Sequence[Contender]) -> Iterator[dict[str, Any]]:
-        """One sample a contender. Each reads the prompt once without a clock; then they take turns."""
-        lost: dict[str, OutOfMemory] = {}
-        ready: dict[str, tuple[Method, int | None]] = {}
-        for contender in contenders:
-            match self._attempt(partial(self._warm, tokens, contender)):
-                case OutOfMemory() as out:
-                    lost[contender.label] = out
-                case warm:
-                    ready[contender.label] = warm
-        readings: dict[str, list[Reading]] = {label: [] for label in ready}
-        for _ in range(self.repeats):
-            for label, (method, _) in ready.items():
-                if label in lost:
-                    continue
-                match self._attempt(partial(self._read, tokens, method)):
-                    case OutOfMemory() as out:
-                        lost[label] = out
-                    case Reading() as reading:
-                        readings[label].append(reading)
-        for contender in contenders:
-            shared = {
+        """One sample a contender. Each reads the prompt once without a clock; then they take turns. One that runs out
+        of memory takes no more, and its sample comes at once."""
+
+        def sample(contender: Contender, found: dict[str, Any]) -> dict[str, Any]:
+            return {
                 "id": sample_id(tokens.shape[1], contender.label),
                 "task": "ttft",
                 "length": tokens.shape[1],
@@ -89,11 +73,27 @@ class Turns:
                 "clock": self.clock.name,
                 "backend": pick_backend(self.backend, self.device),
                 "device": environment.device_name(self.device),
+                **found,
             }
-            if contender.label in lost:
-                yield shared | {"out_of_memory": lost[contender.label].said}
-            else:
-                yield shared | {"driver_memory_bytes": ready[contender.label][1]} | _numbers(readings[contender.label])
+
+        ready: dict[Contender, tuple[Method, int | None]] = {}
+        for contender in contenders:
+            match self._attempt(partial(self._warm, tokens, contender)):
+                case OutOfMemory() as out:
+                    yield sample(contender, {"out_of_memory": out.said})
+                case warm:
+                    ready[contender] = warm
+        readings: dict[Contender, list[Reading]] = {contender: [] for contender in ready}
+        for _ in range(self.repeats):
+            for contender in list(readings):
+                match self._attempt(partial(self._read, tokens, ready[contender][0])):
+                    case OutOfMemory() as out:
+                        del readings[contender]
+                        yield sample(contender, {"out_of_memory": out.said})
+                    case Reading() as reading:
+                        readings[contender].append(reading)
+        for contender, several in readings.items():
+            yield sample(contender, {"driver_memory_bytes": ready[contender][1]} | _numbers(several))
 
     def _warm(self, tokens: torch.Tensor, contender: Contender) -> tuple[Method, int | None]:
         """A contender's method, once over the prompt, and what the driver then has in use on the device: the allocator
