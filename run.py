@@ -13,7 +13,7 @@ from omegaconf import DictConfig, OmegaConf
 from transformers.utils import logging as transformers_logging
 
 from bsfa import InputError
-from experiments import launchers
+from experiments import checks, launchers
 from experiments.config import call
 from experiments.records import Busy
 from experiments.unavailable import reason
@@ -33,6 +33,8 @@ def job(cfg: DictConfig) -> None:
     logging.getLogger("huggingface_hub").setLevel(logging.ERROR)  # its warnings are of each retry
     try:
         launchers.check_mode()
+        checks.text("results", cfg.results)
+        checks.switch("own_gpu", cfg.own_gpu)
         if cfg.own_gpu:
             launchers.own_gpu()
         call(cfg.experiment.runner, cfg)

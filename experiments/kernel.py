@@ -72,23 +72,17 @@ class Grid:
     kernel: str | None
 
     def __post_init__(self) -> None:
-        checks.counts("kernel.lengths", list(self.lengths))
+        checks.counts("kernel.lengths", self.lengths)
         checks.count("kernel.repeats", self.repeats)
         checks.seed("kernel.seed", self.seed)
         checks.shares("kernel.skips", self.skips, least=1)
+        checks.names("kernel.patterns", self.patterns, PATTERNS)
+        checks.names("kernel.baselines", self.baselines, BASELINES, least=0)
+        checks.names("kernel.head_sizes", self.head_sizes, cuda.HEAD_SIZES)
+        checks.choice("kernel.dtype", self.dtype, ("bfloat16", "float16"))
+        checks.choice("kernel.kernel", self.kernel, (None, *cuda.KERNELS))
         if not (self.heads and all(_are_heads(pair) for pair in self.heads)):
             raise InputError(f"kernel.heads={self.heads} must be pairs of query and KV heads, such as [[32,8]]")
-        if not (self.head_sizes and self.patterns):
-            raise InputError("kernel.head_sizes and kernel.patterns must hold one each at least")
-        for name, values, known in (
-            ("patterns", self.patterns, PATTERNS),
-            ("baselines", self.baselines, BASELINES),
-            ("head_sizes", self.head_sizes, cuda.HEAD_SIZES),
-            ("dtype", [self.dtype], ("bfloat16", "float16")),
-            ("kernel", [self.kernel], (None, *cuda.KERNELS)),
-        ):
-            if unknown := [value for value in values if value not in known]:
-                raise InputError(f"kernel.{name}: {unknown} is none of {', '.join(map(str, known))}")
 
     def shapes(self) -> Iterator[Shape]:
         for (q, kv), size, length, pattern in itertools.product(

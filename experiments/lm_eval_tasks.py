@@ -54,6 +54,11 @@ class Settings:
             checks.counts("lm_eval.lengths", self.lengths)
         if self.limit is not None:
             checks.count("lm_eval.limit", self.limit)
+        if self.num_fewshot is not None:
+            checks.seed("lm_eval.num_fewshot", self.num_fewshot)
+        checks.switch("lm_eval.chat_template", self.chat_template)
+        if self.include_path is not None:
+            checks.text("lm_eval.include_path", self.include_path)
         if self.include_path is not None and not Path(self.include_path).is_dir():
             raise InputError(f"lm_eval.include_path={self.include_path} is no folder")
 

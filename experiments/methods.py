@@ -15,16 +15,17 @@ from inspect import signature
 from pathlib import Path
 from typing import Any
 
-from hydra.utils import get_class, instantiate
+from hydra.utils import get_class
 from omegaconf import DictConfig, ListConfig, OmegaConf
 
 from bsfa.errors import InputError
 from bsfa.methods import Method
-from experiments.calibrate import CalibratedFile, GivenFile, calibrations
+from experiments import checks
+from experiments.calibrate import CalibratedFile, GivenFile, calibrations, rule_of
 from experiments.config import members, plain
 from experiments.models import Loaded, ModelSource
 from experiments.records import Store
-from experiments.rules import Rule
+from experiments.unavailable import reason
 
 ABOUT = ("_target_", "knob", "calibrated", "name")  # entries of a method's config that are no parameters of its class
 
@@ -50,6 +51,7 @@ class Variant:
     source: CalibratedFile | GivenFile | None = None
 
     def __post_init__(self) -> None:
+        checks.text("method.name", self.name)
         known = list(signature(self.kind).parameters)
         if unknown := [key for key in self._parameters() if key not in known]:
             raise InputError(f"method {self.name} has no {', '.join(unknown)}; it has {', '.join(known)}")
@@ -58,7 +60,10 @@ class Variant:
 
     @property
     def kind(self) -> type[Method]:
-        return get_class(self.config._target_)
+        try:
+            return get_class(self.config._target_)
+        except Exception as error:  # whatever a module of the user's can raise
+            raise InputError(f"method._target_={self.config._target_} is no method's class: {reason(error)}") from error
 
     @property
     def name(self) -> str:
@@ -96,7 +101,7 @@ class Variant:
 
     def build(self, loaded: Loaded) -> Method:
         """The method, calibrated first where its table is missing."""
-        return self._make({rule(self.config).entry: self.source.load(loaded)} if self.source else {})
+        return self._make({rule_of(self.config).entry: self.source.load(loaded)} if self.source else {})
 
     def _make(self, table: dict[str, Any]) -> Method:
         make: Callable[..., Method] = self.kind
@@ -104,13 +109,8 @@ class Variant:
 
     def _parameters(self) -> dict[str, Any]:
         """All but the table."""
-        others = {*ABOUT, rule(self.config).entry} if "calibrated" in self.config else ABOUT
+        others = {*ABOUT, rule_of(self.config).entry} if "calibrated" in self.config else ABOUT
         return {key: value for key, value in plain(self.config).items() if key not in others}
-
-
-def rule(config: DictConfig) -> Rule:
-    """The rule that a method is calibrated by."""
-    return instantiate(config.calibrated)
 
 
 def _by_content(value: Any) -> Any:
@@ -126,17 +126,24 @@ def variants(cfg: DictConfig, store: Store, source: ModelSource) -> list[Variant
     Raises
     ------
     InputError
-        A k that is not calibrated, a threshold file that cannot be read.
+        A k that is not calibrated, a threshold file that cannot be read, two methods that their records would not tell
+        apart.
     """
-    return [
+    found = [
         Variant(single, file)
         for member in members(cfg)
         for single in _strengths(member)
         for file in _sources(single, cfg, store, source)
     ]
+    identities = [variant.identity() for variant in found]
+    if twice := sorted({one.label for one, own in zip(found, identities, strict=True) if identities.count(own) > 1}):
+        raise InputError(f"method: {', '.join(twice)} is there twice; leave one out, or tell it apart by its name")
+    return found
 
 
 def _strengths(member: DictConfig) -> Iterator[DictConfig]:
+    if member.knob and member.knob not in member:
+        raise InputError(f"method.knob={member.knob} is none of the method's parameters")
     values = member[member.knob] if member.knob else None
     if not isinstance(values, ListConfig):
         yield OmegaConf.create(plain(member))
@@ -153,7 +160,7 @@ def _sources(
     if "calibrated" not in single:
         yield None
         return
-    by = rule(single)
+    by = rule_of(single)
     if single[by.entry]:
         yield GivenFile(*by.given(Path(single[by.entry]), single))
         return

@@ -18,6 +18,7 @@ from typing import Any, ClassVar, Protocol
 import pandas as pd
 
 from bsfa.errors import InputError
+from experiments import checks
 from experiments.records import ID_DIGITS, Run
 from experiments.unavailable import Unavailable, reason
 
@@ -81,6 +82,8 @@ class Wandb:
     def __post_init__(self) -> None:
         if self.mode not in ("offline", "online"):
             raise InputError(f"tracker.mode={self.mode} is neither offline nor online; tracker=none switches it off")
+        checks.text("tracker.project", self.project)
+        checks.text("tracker.folder", self.folder)
         try:
             import wandb  # noqa: F401
         except ImportError as error:

@@ -53,8 +53,9 @@ class Grid:
         checks.count("ttft.repeats", self.repeats)
         checks.seed("ttft.seed", self.seed)
         checks.shares("ttft.skips", self.skips, least=0)
-        if unknown := [name for name in self.baselines if name not in BASELINES]:
-            raise InputError(f"ttft.baselines: {unknown} is none of {', '.join(BASELINES)}")
+        if 1 in self.lengths:
+            raise InputError(f"ttft.lengths={self.lengths}: one token is a decode step and no prompt; take 2 or more")
+        checks.names("ttft.baselines", self.baselines, BASELINES, least=0)
         if self.prompt not in PROMPTS:
             raise InputError(f"ttft.prompt={self.prompt} is none of {', '.join(PROMPTS)}")
 

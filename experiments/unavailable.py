@@ -36,8 +36,8 @@ def each(names: Iterable[str], run: Callable[[str], None]) -> None:
         try:
             run(name)
         except Unavailable as error:
-            # The error itself would hold its frames, and with them a model.
-            missing.setdefault(error.what, []).append(f"{name} ({error})")
-            log.info("%s: %s: %s", name, error.what, error)
+            said = str(error)  # the error itself would hold its frames, and with them a model
+            missing.setdefault(error.what, []).append(f"{name} ({said})")
+            log.info("%s: %s: %s", name, error.what, said)
     if missing:
         raise Unavailable("; ".join(f"{what}: {'; '.join(several)}" for what, several in missing.items()))

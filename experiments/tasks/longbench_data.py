@@ -100,6 +100,8 @@ class Folder:
         for file, table in ((PROMPTS, self.prompts), (LENGTHS, self.lengths)):
             if name not in table:
                 raise Unavailable(f"{self.root / file} does not name it")
+        if not (isinstance(self.prompts[name], str) and isinstance(self.lengths[name], int) and self.lengths[name] > 0):
+            raise Unavailable(f"{self.root / PROMPTS} must give it text, and {LENGTHS} a number of tokens")
         before, context, after = self.prompts[name].partition("{context}")
         if not context:
             raise Unavailable(f"its prompt in {self.root / PROMPTS} has no {{context}}")
@@ -110,6 +112,8 @@ class Folder:
             )
         except InputError as error:
             raise Unavailable(str(error)) from error
+        except (KeyError, ValueError, IndexError) as error:
+            raise Unavailable(f"its prompt in {self.root / PROMPTS} cannot be filled in: {error!r}") from error
         if not rows:
             raise Unavailable(f"{path} is empty")
         return DataSet(name, rows, self.lengths[name])

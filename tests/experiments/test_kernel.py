@@ -17,10 +17,15 @@ from tests.experiments.conftest import QUIET
     [
         ("kernel.heads=[32,8]", "kernel.heads=[32, 8] must be pairs of query and KV heads"),
         ("kernel.heads=[[32,7]]", "kernel.heads=[[32, 7]] must be pairs"),
+        ("kernel.dtype=int8", "kernel.dtype=int8 is none of bfloat16, float16"),
         ("kernel.skips=[]", "kernel.skips=[] must be shares"),
         ("kernel.skips=[half]", "must be shares from 0 to below 1"),
-        ("kernel.patterns=[]", "must hold one each at least"),
-        ("kernel.baselines=[fa9]", "is none of fa3"),
+        ("kernel.skips=[0.5,0.5]", "kernel.skips=[0.5, 0.5] holds a share twice"),
+        ("kernel.patterns=[]", "kernel.patterns=[] must hold some of random"),
+        ("kernel.head_sizes=128", "kernel.head_sizes=128 must hold some of 64, 128"),
+        ("kernel.lengths=4096", "kernel.lengths=4096 must be a list"),
+        ("kernel.baselines=null", "kernel.baselines=None must hold some of"),
+        ("kernel.baselines=[fa9]", "kernel.baselines=['fa9'] must hold some of fa3"),
     ],
 )
 def test_a_setting_that_makes_no_sense_is_named(command, tmp_path, argument, message):

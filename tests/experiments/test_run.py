@@ -510,7 +510,7 @@ def test_calibration_texts_beyond_the_models_positions_are_refused(command, mode
     [
         (("task.lengths=512",), "task.lengths=512 must be a list"),
         (("task.depths=0",), "task.depths=0"),
-        (("task.haystacks=[lorem]",), "none of prose, noise"),
+        (("task.haystacks=[lorem]",), "must hold some of prose, noise"),
         (("task.lengths=[100]",), "does not fit"),
         (("model.dtype=int4",), "float32, bfloat16, float16"),
         (("task.seed=one",), "task.seed=one must be a whole number"),
@@ -520,12 +520,36 @@ def test_calibration_texts_beyond_the_models_positions_are_refused(command, mode
         (("method=bsfa", "method.k=2", "calibration.data=[]"), "calibration.data=[] names no texts"),
         (("tracker=wandb", "tracker.mode=loud"), "tracker.mode=loud"),
         (("method=bsfa", "method.k=2", "calibration.data=lorem"), "prose, noise, mixed"),
+        (("method=bsfa", "method.k=2", "calibration.data=[3]"), "calibration.data=[3] names no texts"),
+        (("method=bsfa", "method.k=2", "calibration.length=1"), "calibration.length=1: one token is a decode step"),
+        (("method=bsfa", "method.k=2", "method.calibrated=null"), "method.calibrated=null"),
+        (("method=fisher_share", "method.calibrated.tail=x"), "method.calibrated.tail=x must be a whole number"),
+        (("task.haystacks=[noise,noise]",), "task.haystacks holds noise twice"),
+        (("task.haystacks=noise",), "task.haystacks=noise must hold some of prose, noise"),
+        (("batch=true",), "batch=True must be a whole number"),
+        (("own_gpu=perhaps",), "own_gpu=perhaps must be true or false"),
+        (("method=streaming_llm", "method.knob=nope"), "method.knob=nope is none of"),
+        (("method=streaming_llm", "method._target_=bsfa.methods.Nope"), "is no method's class"),
+        (("+method.name=3",), "method.name=3 must be text"),
+        (("method=compare", "method.members.dense=null"), "~method.members.dense leaves it out"),
+        (
+            ("method=compare", "method.members.bsfa.k=[2]", "+method.members.dense.name=sdpa"),
+            "method: sdpa is there twice",
+        ),
+        (("model.device=null",), "a setting is of the wrong type"),
+        (("tracker=wandb", "tracker.project=3"), "tracker.project=3 must be text"),
     ],
 )
 def test_a_setting_that_makes_no_sense_is_named(command, model_folder, tmp_path, arguments, message):
     ended = command("experiment=niah", *DENSE, *FEW, f"model.path={model_folder}", f"results={tmp_path}", *arguments)
     assert message in ended.error
     assert not runs(tmp_path)
+
+
+def test_records_have_no_place_in_a_folder_without_a_name(command, model_folder):
+    for value in ("", "null", "[a]"):
+        assert "results=" in command("experiment=niah", *DENSE, f"model.path={model_folder}", f"results={value}").error
+    assert list(Path.cwd().iterdir()) == []
 
 
 @pytest.mark.skipif(torch.cuda.is_available(), reason="a GPU is what this profile wants")
