@@ -121,7 +121,10 @@ class CalibratedFile:
                 log.info("calibrating on %s -> %s", self.texts.data, self.path)
                 loaded.check_length(self.texts.length, "calibration.length")
                 self._save(self.rule.make(loaded.model, self.texts.batches(loaded.tokenizer), self.texts))
-        return self.rule.load(self.path)
+        try:
+            return self.rule.load(self.path)
+        except InputError as error:
+            raise InputError(f"{error}: remove {self.path}, and the same command does") from error
 
     def _save(self, table: Table) -> None:
         try:

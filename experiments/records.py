@@ -127,7 +127,10 @@ class Run:
 
     def _note_environment(self, environment: dict[str, Any]) -> None:
         path = self.path / "env.json"
-        known = json.loads(path.read_text()) if path.is_file() else []
+        try:
+            known = json.loads(path.read_text(encoding="utf-8")) if path.is_file() else []
+        except ValueError as error:
+            raise InputError(f"{path} is damaged; move it away, the samples beside it stay") from error
         if environment not in known:
             _write_whole(path, json.dumps([*known, environment], indent=1))
 

@@ -231,6 +231,21 @@ def test_a_parameter_that_makes_no_sense_is_refused_before_a_model_is_loaded(
     assert message in ended.error
 
 
+def test_a_damaged_file_of_the_store_is_named_with_the_way_out(command, model_folder, finished_copy):
+    arguments = ("experiment=niah", f"model.path={model_folder}", *SMALL, KS, QUIET, f"results={finished_copy}")
+    [dense] = [file for file in finished_copy.glob("niah/*/samples.jsonl") if '"method": "dense"' in file.read_text()]
+    dense.with_name("summary.json").unlink()
+    dense.with_name("env.json").write_text("[")
+    assert f"{dense.with_name('env.json')} is damaged; move it away" in command(*arguments).error
+    dense.with_name("env.json").unlink()
+    [table] = finished_copy.glob("calibrate/*/thresholds.safetensors")
+    table.write_bytes(b"torn")
+    error = command(*arguments, "task.seed=7").error
+    assert f"calibrate again: remove {table}, and the same command does" in error
+    table.unlink()
+    assert command(*arguments).status == 0
+
+
 def test_a_torn_last_record_is_made_again_and_no_other(command, model_folder, finished_copy):
     before = store(finished_copy)
     [dense] = [file for file in finished_copy.glob("niah/*/samples.jsonl") if '"method": "dense"' in file.read_text()]
