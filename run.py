@@ -13,9 +13,10 @@ from omegaconf import DictConfig, OmegaConf
 from transformers.utils import logging as transformers_logging
 
 from bsfa import InputError
-from experiments import launchers
+from experiments import checks, launchers
 from experiments.config import call
 from experiments.records import Busy
+from experiments.unavailable import reason
 
 log = logging.getLogger(__name__)
 
@@ -32,6 +33,8 @@ def job(cfg: DictConfig) -> None:
     logging.getLogger("huggingface_hub").setLevel(logging.ERROR)  # its warnings are of each retry
     try:
         launchers.check_mode()
+        checks.text("results", cfg.results)
+        checks.switch("own_gpu", cfg.own_gpu)
         if cfg.own_gpu:
             launchers.own_gpu()
         call(cfg.experiment.runner, cfg)
@@ -42,10 +45,9 @@ def job(cfg: DictConfig) -> None:
     except (InputError, NotImplementedError) as error:
         _refuse(error)
     except torch.OutOfMemoryError as error:
-        said = str(error).splitlines()[0]
         _refuse(
             InputError(
-                f"{said} What was recorded is safe. Less memory: batch=1, which goes on with the same runs; "
+                f"{reason(error)} What was recorded is safe. Less memory: batch=1, which goes on with the same runs; "
                 "prefill.chunk=8192 or shorter lengths, which are others"
             )
         )

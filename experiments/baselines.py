@@ -19,17 +19,6 @@ BASELINES: dict[str, type[Method]] = {
 }
 
 
-def check(setting: str, names: Sequence[str]) -> None:
-    """Refuse a name that is none of `BASELINES`.
-
-    Raises
-    ------
-    InputError
-    """
-    if unknown := [name for name in names if name not in BASELINES]:
-        raise InputError(f"{setting}: {unknown} is none of {', '.join(BASELINES)}")
-
-
 def usable(
     names: Sequence[str], model: ModelInfo, prefill: Prefill, longest: int
 ) -> tuple[dict[str, Method], dict[str, str]]:

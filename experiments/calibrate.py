@@ -58,6 +58,8 @@ class Calibration:
 
     def __post_init__(self) -> None:
         checks.count("calibration.length", self.length)
+        if self.length == 1:
+            raise InputError("calibration.length=1: one token is a decode step and no prompt; take 2 or more")
         checks.count("calibration.samples", self.samples)
         checks.seed("calibration.seed", self.seed)
         checks.counts("calibration.k_values", self.k_values)
@@ -119,7 +121,10 @@ class CalibratedFile:
                 log.info("calibrating on %s -> %s", self.texts.data, self.path)
                 loaded.check_length(self.texts.length, "calibration.length")
                 self._save(self.rule.make(loaded.model, self.texts.batches(loaded.tokenizer), self.texts))
-        return self.rule.load(self.path)
+        try:
+            return self.rule.load(self.path)
+        except InputError as error:
+            raise InputError(f"{error}: remove {self.path}, and the same command does") from error
 
     def _save(self, table: Table) -> None:
         try:
@@ -151,19 +156,35 @@ def calibrations(cfg: DictConfig) -> list[Calibration]:
     InputError
         No name, or a calibration that makes no sense.
     """
-    names = [cfg.calibration.data] if isinstance(cfg.calibration.data, str) else list(cfg.calibration.data)
-    if not names:
-        raise InputError("calibration.data=[] names no texts; give prose, noise, mixed or a text file")
+    data = cfg.calibration.data
+    names = [data] if isinstance(data, str) else data
+    if not (isinstance(names, Sequence) and names and all(isinstance(name, str) for name in names)):
+        raise InputError(
+            f"calibration.data={data} names no texts; give prose, noise, mixed, a text file or a list of these"
+        )
     return [instantiate(cfg.calibration, data=name) for name in dict.fromkeys(names)]
+
+
+def rule_of(method: DictConfig) -> Rule:
+    """The rule that a method is calibrated by.
+
+    Raises
+    ------
+    InputError
+        There is none, or it makes no sense.
+    """
+    if not method.calibrated:
+        raise InputError("method.calibrated=null: a calibrated method has a rule; give it a file of its own instead")
+    return instantiate(method.calibrated)
 
 
 def _rules(cfg: DictConfig) -> Iterator[Rule]:
     """Of the methods that are calibrated, but for those that a file is given for."""
     for member in members(cfg):
         if "calibrated" in member:
-            rule: Rule = instantiate(member.calibrated)
-            if not member[rule.entry]:
-                yield rule
+            found = rule_of(member)
+            if not member[found.entry]:
+                yield found
 
 
 def run(cfg: DictConfig) -> None:

@@ -2,7 +2,7 @@
 
 from __future__ import annotations
 
-from collections.abc import Sequence
+from collections.abc import Collection, Sequence
 
 from bsfa.errors import InputError
 
@@ -15,10 +15,61 @@ def counts(setting: str, values: object) -> None:
     ------
     InputError
     """
-    if not (isinstance(values, Sequence) and values and all(isinstance(x, int) and x > 0 for x in values)):
+    if not (isinstance(values, Sequence) and values and all(type(x) is int and x > 0 for x in values)):
         raise InputError(f"{setting}={values} must be a list of whole numbers from 1, such as [1,2]")
     if len(set(values)) < len(values):
         raise InputError(f"{setting}={values} holds a number twice")
+
+
+def names(setting: str, values: object, known: Collection[object], least: int = 1) -> None:
+    """Refuse anything but a list of at least ``least`` of the known names, none twice: they are in the ids of samples.
+
+    Raises
+    ------
+    InputError
+    """
+    if not (
+        isinstance(values, Sequence)
+        and not isinstance(values, str)
+        and len(values) >= least
+        and all(value in known for value in values)
+    ):
+        raise InputError(f"{setting}={values} must hold some of {', '.join(map(str, known))}, in a list")
+    if twice := [value for value in dict.fromkeys(values) if values.count(value) > 1]:
+        raise InputError(f"{setting} holds {', '.join(map(str, twice))} twice")
+
+
+def choice(setting: str, value: object, known: Collection[object]) -> None:
+    """Refuse anything but one of the known values.
+
+    Raises
+    ------
+    InputError
+    """
+    if value not in known:
+        raise InputError(f"{setting}={value} is none of {', '.join(map(str, known))}")
+
+
+def text(setting: str, value: object) -> None:
+    """Refuse anything but text that is not empty.
+
+    Raises
+    ------
+    InputError
+    """
+    if not (isinstance(value, str) and value):
+        raise InputError(f"{setting}={value} must be text and not empty")
+
+
+def switch(setting: str, value: object) -> None:
+    """Refuse anything but true and false.
+
+    Raises
+    ------
+    InputError
+    """
+    if not isinstance(value, bool):
+        raise InputError(f"{setting}={value} must be true or false")
 
 
 def shares(setting: str, values: object, least: int) -> None:
@@ -31,9 +82,11 @@ def shares(setting: str, values: object, least: int) -> None:
     if not (
         isinstance(values, Sequence)
         and len(values) >= least
-        and all(isinstance(x, (int, float)) and 0 <= x < 1 for x in values)
+        and all(type(x) in (int, float) and 0 <= x < 1 for x in values)
     ):
         raise InputError(f"{setting}={values} must be shares from 0 to below 1, such as [0.5,0.8]")
+    if len(set(values)) < len(values):
+        raise InputError(f"{setting}={values} holds a share twice")
 
 
 def count(setting: str, value: object) -> None:
@@ -43,7 +96,7 @@ def count(setting: str, value: object) -> None:
     ------
     InputError
     """
-    if not (isinstance(value, int) and value > 0):
+    if not (type(value) is int and value > 0):
         raise InputError(f"{setting}={value} must be a whole number from 1")
 
 
@@ -54,5 +107,5 @@ def seed(setting: str, value: object) -> None:
     ------
     InputError
     """
-    if not (isinstance(value, int) and value >= 0):
+    if not (type(value) is int and value >= 0):
         raise InputError(f"{setting}={value} must be a whole number from 0")

@@ -17,12 +17,27 @@ def plain(node: DictConfig) -> dict[str, Any]:
 
 
 def members(cfg: DictConfig) -> list[DictConfig]:
-    """The methods of ``method=``: one, or those of a group."""
-    return list(cfg.method.members.values()) if "members" in cfg.method else [cfg.method]
+    """The methods of ``method=``: one, or those of a group.
+
+    Raises
+    ------
+    InputError
+        A group of none, or a member that is none.
+    """
+    if "members" not in cfg.method:
+        return [cfg.method]
+    found = cfg.method.members
+    if not found:
+        raise InputError("method.members holds no method")
+    for name, member in found.items():
+        if not isinstance(member, DictConfig):
+            raise InputError(f"method.members.{name}={member} is no method; ~method.members.{name} leaves it out")
+    return list(found.values())
 
 
 def call(name: str, cfg: DictConfig) -> Any:
-    """Call a function by its name; what a constructor refused below it comes without Hydra's wrap.
+    """Call a function by its name; what a constructor refused below it comes without Hydra's wrap, and a value of a
+    type that a constructor cannot do with by the constructor's name.
 
     Raises
     ------
@@ -31,6 +46,8 @@ def call(name: str, cfg: DictConfig) -> Any:
     try:
         return get_method(name)(cfg)
     except InstantiationException as error:
-        if not isinstance(error.__cause__, InputError):
-            raise
-        raise error.__cause__ from None
+        if isinstance(error.__cause__, InputError):
+            raise error.__cause__ from None
+        if isinstance(error.__cause__, TypeError):
+            raise InputError(f"a setting is of the wrong type: {' '.join(str(error).split())}") from error
+        raise

@@ -6,7 +6,6 @@ import os
 import platform
 import resource
 from importlib.metadata import PackageNotFoundError, version
-from pathlib import Path
 from typing import Any
 
 import torch
@@ -51,10 +50,9 @@ def peak_memory(device: torch.device) -> int:
     return resource.getrusage(resource.RUSAGE_SELF).ru_maxrss * 1024
 
 
-def own_folder(folder: Path) -> Path:
-    """Where this process records: the folder itself, or one below it for all but the first process of torchrun."""
-    rank = int(os.environ.get("RANK", 0))
-    return folder / ".ranks" / str(rank) if rank else folder
+def rank() -> int:
+    """This process's number among those of torchrun; 0 without."""
+    return int(os.environ.get("RANK", 0))
 
 
 def mean_over_processes(value: float, device: torch.device) -> float:

@@ -37,7 +37,7 @@ from experiments.prefill import Prefill
 from experiments.records import Run
 from experiments.streams import Stream, Streams
 from experiments.sweep import Sweep
-from experiments.ttft_turns import Lane, Place
+from experiments.ttft_turns import Contender, Turns
 from experiments.unavailable import Unavailable
 
 log = logging.getLogger(__name__)
@@ -65,7 +65,7 @@ class Grid:
             raise InputError(f"equal_kl.bounds={self.bounds} holds a number twice")
         checks.count("equal_kl.batch", self.batch)
         checks.count("equal_kl.repeats", self.repeats)
-        baselines.check("equal_kl.baselines", self.baselines)
+        checks.names("equal_kl.baselines", self.baselines, baselines.BASELINES, least=0)
 
     def together(self, samples: int) -> int:
         """Texts in a batch, of so many of a cell.
@@ -186,14 +186,14 @@ def run(cfg: DictConfig) -> None:
             missing = set(found.ids()) - set(writer.done)
             loaded = found.sweep.loaded
             loaded.check_length(found.streams.longest(), fidelity.Fidelity.lengths_key)
-            lanes, left_out = _lanes(found, loaded)
-            place = Place(loaded, found.sweep.source.torch_device, cfg.backend, Prefill(), found.grid.repeats)
+            contenders, left_out = _contenders(found, loaded)
+            turns = Turns(loaded, found.sweep.source.torch_device, cfg.backend, Prefill(), found.grid.repeats)
             bar = tqdm(total=len(missing), desc="equal_kl", unit="batch", file=sys.stderr)
             with bar, logging_redirect_tqdm():
                 texts = found.streams.make(loaded.tokenizer)
                 while batch := list(itertools.islice(texts, found.size)):
                     if batch[0].id in missing:
-                        writer.append(_measure(found, place, batch, lanes) | {"left_out": left_out})
+                        writer.append(_measure(found, turns, batch, contenders) | {"left_out": left_out})
                         bar.update()
             rows = equal_kl_report.tabulate(record.config, writer.samples())
             summary = {
@@ -201,13 +201,13 @@ def run(cfg: DictConfig) -> None:
                 "cells": json.loads(rows.to_json(orient="records")),
             }
             writer.finish(summary)
-            found.sweep.tracker.run(record, "equal_kl", summary)
     [chapter] = equal_kl_report.chapters(found.sweep.store.root, only=record.id)
     chapter.write(found.sweep.store.root)
     print(chapter.main())
+    found.sweep.tracker.run(record, "equal_kl")
 
 
-def _lanes(found: Plan, loaded: Loaded) -> tuple[dict[str, Lane], dict[str, str]]:
+def _contenders(found: Plan, loaded: Loaded) -> tuple[dict[str, Contender], dict[str, str]]:
     """All that runs here, by its label, dense attention first; and the baselines that do not, with the reason."""
     info = describe(loaded.model)
     dense, left_out = baselines.usable(found.grid.baselines, info, Prefill(), found.streams.longest())
@@ -216,15 +216,15 @@ def _lanes(found: Plan, loaded: Loaded) -> tuple[dict[str, Lane], dict[str, str]
     for method in sparse.values():
         method.bind(info)  # refuses a method of another model
     methods = {Dense.name: Dense(), **dense, **sparse}
-    return {label: Lane.of(label, method) for label, method in methods.items()}, left_out
+    return {label: Contender.of(label, method) for label, method in methods.items()}, left_out
 
 
-def _measure(found: Plan, place: Place, batch: Sequence[Stream], lanes: Mapping[str, Lane]) -> dict[str, Any]:
-    """One batch's record: every lane of its cell, so that all times that are compared stand in one line."""
+def _measure(found: Plan, turns: Turns, batch: Sequence[Stream], contenders: Mapping[str, Contender]) -> dict[str, Any]:
+    """One batch's record: all that take turns in its cell, so that all times that are compared stand in one line."""
     source, length = batch[0].source, batch[0].length
     idle = set(found.labels()) - found.of_cell(source, length)
-    tokens = torch.tensor([text.tokens for text in batch], device=place.device)
-    taken = [lane for label, lane in lanes.items() if label not in idle]
+    tokens = torch.tensor([text.tokens for text in batch], device=turns.device)
+    taken = [contender for label, contender in contenders.items() if label not in idle]
     record = {
         "id": batch[0].id,
         "task": "equal_kl",
@@ -232,8 +232,8 @@ def _measure(found: Plan, place: Place, batch: Sequence[Stream], lanes: Mapping[
         "length": length,
         "texts": [text.id for text in batch],
         "tokens_hash": [text.tokens_hash for text in batch],
-        **place.record(),
-        "lanes": list(place.measure(tokens, taken)),
+        **turns.record(),
+        "turns": list(turns.measure(tokens, taken)),
     }
     log.info("%s: %d methods took turns on %d texts", batch[0].id, len(taken), len(batch))
     return record

@@ -130,11 +130,9 @@ class _Cell:
 
 def _turns(batches: Sequence[dict[str, Any]]) -> Iterator[tuple[Any, ...]]:
     for batch in batches:
-        for lane in batch["lanes"]:
-            for turn, seconds in enumerate(
-                zip(lane.get("attention_turns_s", []), lane.get("turns_s", []), strict=True)
-            ):
-                yield batch["id"], turn, lane["method"], *seconds, lane["skip_ratio"]
+        for one in batch["turns"]:
+            for turn, seconds in enumerate(zip(one.get("attention_turns_s", []), one.get("turns_s", []), strict=True)):
+                yield batch["id"], turn, one["method"], *seconds, one["skip_ratio"]
 
 
 def _spread(name: str, values: pd.Series) -> dict[str, float]:
@@ -224,9 +222,9 @@ def left_out(samples: Sequence[dict[str, Any]]) -> dict[str, str]:
 
 def _notes(samples: Sequence[dict[str, Any]]) -> str:
     lost = [
-        f"{lane['method']} on {sample['id']}: {lane['out_of_memory']}"
+        f"{one['method']} on {sample['id']}: {one['out_of_memory']}"
         for sample in samples
-        for lane in sample["lanes"]
-        if "out_of_memory" in lane
+        for one in sample["turns"]
+        if "out_of_memory" in one
     ]
     return "\n\n".join([NOTE, *lost, *(f"Left out, {name}: {reason}" for name, reason in left_out(samples).items())])

@@ -24,8 +24,8 @@ from bsfa import cuda
 from bsfa.blocks import BLOCK_K, BLOCK_Q, BlockGrid
 from bsfa.errors import InputError
 from bsfa.gates import ResolvedGate
-from experiments import checks, environment, kernel_report
-from experiments.kernel_baselines import BASELINES, Kernel, baseline
+from experiments import checks, environment, kernel_baselines, kernel_report
+from experiments.kernel_baselines import BASELINES, Kernel
 from experiments.plans import Planned
 from experiments.records import Run, Store
 from experiments.statistics import quartiles
@@ -72,23 +72,17 @@ class Grid:
     kernel: str | None
 
     def __post_init__(self) -> None:
-        checks.counts("kernel.lengths", list(self.lengths))
+        checks.counts("kernel.lengths", self.lengths)
         checks.count("kernel.repeats", self.repeats)
         checks.seed("kernel.seed", self.seed)
         checks.shares("kernel.skips", self.skips, least=1)
+        checks.names("kernel.patterns", self.patterns, PATTERNS)
+        checks.names("kernel.baselines", self.baselines, BASELINES, least=0)
+        checks.names("kernel.head_sizes", self.head_sizes, cuda.HEAD_SIZES)
+        checks.choice("kernel.dtype", self.dtype, ("bfloat16", "float16"))
+        checks.choice("kernel.kernel", self.kernel, (None, *cuda.KERNELS))
         if not (self.heads and all(_are_heads(pair) for pair in self.heads)):
             raise InputError(f"kernel.heads={self.heads} must be pairs of query and KV heads, such as [[32,8]]")
-        if not (self.head_sizes and self.patterns):
-            raise InputError("kernel.head_sizes and kernel.patterns must hold one each at least")
-        for name, values, known in (
-            ("patterns", self.patterns, PATTERNS),
-            ("baselines", self.baselines, BASELINES),
-            ("head_sizes", self.head_sizes, cuda.HEAD_SIZES),
-            ("dtype", [self.dtype], ("bfloat16", "float16")),
-            ("kernel", [self.kernel], (None, *cuda.KERNELS)),
-        ):
-            if unknown := [value for value in values if value not in known]:
-                raise InputError(f"kernel.{name}: {unknown} is none of {', '.join(map(str, known))}")
 
     def shapes(self) -> Iterator[Shape]:
         for (q, kv), size, length, pattern in itertools.product(
@@ -129,12 +123,11 @@ def run(cfg: DictConfig) -> None:
                     log.info("%s: %.2f ms, %s", sample["id"], sample["ms"], _best(sample))
         if not record.complete:
             rows = kernel_report.tabulate(writer.samples())
-            summary = {"samples": len(rows), "cells": json.loads(rows.to_json(orient="records"))}
-            writer.finish(summary)
-            tracker.run(record, "kernel", summary)
+            writer.finish({"samples": len(rows), "cells": json.loads(rows.to_json(orient="records"))})
     [chapter] = kernel_report.chapters(store.root, only=record.id)
     chapter.write(store.root)
     print(chapter.main())
+    tracker.run(record, "kernel")
 
 
 def plan(cfg: DictConfig) -> list[Planned]:
@@ -150,12 +143,13 @@ def _record(store: Store, grid: Grid) -> Run:
 
 
 def measure(shape: Shape, skips: Sequence[float], grid: Grid, device: torch.device) -> Iterator[dict[str, Any]]:
-    """One sample a skip ratio: milliseconds of the gated kernel and of every baseline that runs here."""
+    """One sample a skip ratio: milliseconds of the gated kernel and of every baseline that runs here, and why others do
+    not."""
     q, k, v = draw(shape, grid, device)
     scale = shape.head_size**-0.5
     blocks = BlockGrid(shape.length, shape.length, causal=True)
     maxima = cuda.block_maxima(q, k, softmax_scale=scale, causal=True, kernel=grid.kernel)
-    baselines = {name: kernel for name in grid.baselines if (kernel := baseline(name, q, k, v)) is not None}
+    baselines, failed = kernel_baselines.that_run(grid.baselines, q, k, v)
     for skip in skips:
         cut = threshold(maxima, skip)
         gate = ResolvedGate(
@@ -181,6 +175,7 @@ def measure(shape: Shape, skips: Sequence[float], grid: Grid, device: torch.devi
             "ms_q25": low,
             "ms_q75": high,
             "baseline_ms": {name: time[1] for name, time in times.items()},
+            "baselines_failed": failed,
         }
 
 
@@ -241,7 +236,8 @@ def _name(shape: Shape, skip: float) -> str:
 
 
 def _best(sample: dict[str, Any]) -> str:
-    if not sample["baseline_ms"]:
+    times = sample["baseline_ms"]
+    if not times:
         return "no baseline"
-    name, best = min(sample["baseline_ms"].items(), key=lambda item: item[1])
-    return f"{best / sample['ms']:.2f} x {name}"
+    name = min(times, key=times.__getitem__)
+    return f"{times[name] / sample['ms']:.2f} x {name}, the best of {', '.join(times)}"

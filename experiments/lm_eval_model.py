@@ -12,7 +12,7 @@ from bsfa.transformers import Applied
 from experiments.models import Loaded
 
 
-class Watched(HFLM):
+class WatchedLM(HFLM):
     """lm-eval's own wrapper of a transformers model, at batch size 1.
 
     Attributes

@@ -7,48 +7,40 @@ for a whole task, so a task is evaluated in one piece: what is not recorded in f
 from __future__ import annotations
 
 import hashlib
-import json
 import logging
-import random
-import tempfile
-from collections.abc import Callable, Iterator, Sequence
-from dataclasses import dataclass
-from importlib import import_module
-from importlib.metadata import version
-from pathlib import Path
+from collections.abc import Callable, Sequence
 from typing import Any, ClassVar
 
 import numpy as np
 import pandas as pd
 from hydra.utils import instantiate
-from omegaconf import DictConfig, OmegaConf
-from transformers import PreTrainedTokenizerBase
+from omegaconf import DictConfig, ListConfig, OmegaConf
 
 import bsfa
 from bsfa.clock import clock_for
 from bsfa.errors import InputError
-from experiments import checks, environment, unavailable
+from experiments import environment, lm_eval_tasks, unavailable
+from experiments.lm_eval_tasks import LmEvalTask, Settings
 from experiments.statistics import mean_interval
 from experiments.sweep import Bench, Lane, Place, Subject, Sweep, new_process
-from experiments.tasks import folder
 from experiments.unavailable import Unavailable
 
 log = logging.getLogger(__name__)
-
-INSTALL = "pip install 'lm_eval[hf]' (with [ruler] and [longbench] for those tasks)"
 
 
 def run(cfg: DictConfig) -> None:
     """``python run.py experiment=lm_eval tasks=[...]``: every task there is; then an error that names the others."""
     settings: Settings = instantiate(cfg.lm_eval)
-    index = _index(list(cfg.tasks), settings)
-    names = leaves(list(cfg.tasks), index)
+    if not isinstance(cfg.tasks, ListConfig):
+        raise InputError(f"tasks={cfg.tasks} must be a list, such as tasks=[niah_single_1,ruler_vt]")
+    index = lm_eval_tasks.index(cfg.tasks, settings)
+    names = lm_eval_tasks.leaves(cfg.tasks, index)
     sweep = Sweep(cfg)
     plans = {name + (f" at {length}" if length else ""): (name, length) for name in names for length in settings.sizes}
 
     def finish(plan: str) -> None:
         name, length = plans[plan]
-        samples = Documents(index[name], length, settings)
+        samples = LmEvalTask(index[name], length, settings)
         parameters = {
             "tasks": [name],
             "lengths": [length] if length else [],
@@ -61,156 +53,7 @@ def run(cfg: DictConfig) -> None:
     unavailable.each(plans, finish)
 
 
-@dataclass(frozen=True)
-class Settings:
-    """How lm-eval is to run its tasks.
-
-    Parameters
-    ----------
-    lengths : sequence of int, optional
-        lm-eval's ``max_seq_lengths``, for tasks that make prompts of a given size, such as RULER's: tokens, each a run
-        of its own. None for all others.
-    limit : int, optional
-        The first samples of each task; None: all.
-    num_fewshot : int, optional
-        None: what the task says.
-    chat_template : bool
-        Through the model's chat template.
-    include_path : str, optional
-        A folder of more tasks.
-    """
-
-    lengths: Sequence[int] | None = None
-    limit: int | None = None
-    num_fewshot: int | None = None
-    chat_template: bool = False
-    include_path: str | None = None
-
-    def __post_init__(self) -> None:
-        if self.lengths is not None:
-            checks.counts("lm_eval.lengths", self.lengths)
-        if self.limit is not None:
-            checks.count("lm_eval.limit", self.limit)
-        if self.include_path is not None and not Path(self.include_path).is_dir():
-            raise InputError(f"lm_eval.include_path={self.include_path} is no folder")
-
-    @property
-    def sizes(self) -> list[int | None]:
-        return list(self.lengths) if self.lengths else [None]
-
-
-def _index(names: Sequence[str], settings: Settings) -> dict[str, Any]:
-    """lm-eval's tasks, groups and tags by name: all, or the user's own where they are all that is asked for."""
-    manager = _lm_eval("lm_eval.tasks").TaskManager
-    own = manager(include_defaults=False, include_path=settings.include_path).task_index
-    if names and all(name in own and own[name].kind.name == "TASK" for name in names):
-        return own  # to read all of lm-eval's takes some seconds
-    return manager(include_path=settings.include_path).task_index
-
-
-def _lm_eval(module: str) -> Any:
-    try:
-        found = import_module(module)
-    except ImportError as error:
-        raise InputError(f"experiment=lm_eval needs {error.name}: {INSTALL}") from error
-    for name in ("lm_eval", "huggingface_hub"):  # their warnings are of options not used here, and of each retry
-        logging.getLogger(name).setLevel(logging.ERROR)
-    return found
-
-
-def leaves(names: Sequence[str], index: dict[str, Any]) -> list[str]:
-    """The tasks that names of tasks, groups and tags stand for, each once.
-
-    Raises
-    ------
-    InputError
-        No name, an unknown one, a group that changes its tasks and so is more than their names.
-    """
-    if not names:
-        raise InputError("tasks=[] names no task; give some of lm-eval's, such as tasks=[niah_single_1,ruler_vt]")
-    found: dict[str, None] = {}
-    for name in names:
-        if name not in index:
-            raise InputError(f"tasks: lm-eval {version('lm_eval')} has no task {name}; `lm-eval ls tasks` lists them")
-        entry = index[name]
-        match entry.kind.name:
-            case "TAG":
-                found |= dict.fromkeys(leaves(sorted(entry.tags), index))
-            case "GROUP":
-                members = entry.cfg["task"]
-                if not all(isinstance(member, str) for member in members):
-                    raise InputError(f"tasks: lm-eval's group {name} changes its tasks' settings; name tasks instead")
-                found |= dict.fromkeys(leaves(members, index))
-            case _:
-                found[name] = None
-    return list(found)
-
-
-class Documents:
-    """One of lm-eval's tasks, loaded when its samples are first asked for: making prompts may want the tokenizer."""
-
-    name: ClassVar[str] = "lm_eval"
-    version: ClassVar[int] = 1
-
-    def __init__(self, entry: Any, length: int | None, settings: Settings) -> None:
-        self.entry = entry
-        self.task_name: str = entry.name
-        self.length = length
-        self.settings = settings
-        self.task: Any = None
-
-    def data(self) -> dict[str, str]:
-        text = json.dumps(self.entry.cfg, sort_keys=True, default=str)
-        for place in (str(Path(_lm_eval("lm_eval").__file__).parent), self.settings.include_path):
-            text = text.replace(place or "\0", "")  # functions are named with the folder they are in
-        return {"definition": folder.digest([text])}
-
-    @property
-    def protocol(self) -> str:
-        """Whose prompts and scores these are, as records and tables name it."""
-        shots = "" if self.settings.num_fewshot is None else f", {self.settings.num_fewshot} shots"
-        return f"official, lm_eval {version('lm_eval')}{shots}{', chat' if self.settings.chat_template else ''}"
-
-    def longest(self) -> int:
-        return self.length or 1
-
-    def ids(self) -> list[str]:
-        """Known once `make` has been called."""
-        count = len(self.task.eval_docs)
-        return [self.id(n) for n in range(min(count, self.settings.limit or count))]
-
-    def id(self, n: int) -> str:
-        return "-".join(str(part) for part in (self.task_name, self.length, n) if part is not None)
-
-    def make(self, tokenizer: PreTrainedTokenizerBase) -> Iterator[Any]:
-        """lm-eval's documents.
-
-        Raises
-        ------
-        Unavailable
-            The task cannot be loaded: its data, a package or the network is missing.
-        """
-        if self.task is None:
-            self.task = self._load(tokenizer)
-        yield from self.task.eval_docs
-
-    def _load(self, tokenizer: PreTrainedTokenizerBase) -> Any:
-        tasks, defaults = _lm_eval("lm_eval.tasks"), _lm_eval("lm_eval.defaults")
-        random.seed(defaults.DEFAULT_RANDOM_SEED)  # as lm-eval does before it loads: some tasks draw their prompts
-        np.random.seed(defaults.DEFAULT_OTHER_SEED)
-        with tempfile.TemporaryDirectory() as place:
-            tokenizer.save_pretrained(place)  # RULER's tasks read one by name
-            metadata = {"tokenizer": place} | ({"max_seq_lengths": [self.length]} if self.length else {})
-            home = self.entry.yaml_path.parent  # to look there alone takes a moment, everywhere some seconds
-            manager = tasks.TaskManager(include_defaults=False, include_path=home, metadata=metadata)
-            try:
-                return manager.load([self.task_name])["tasks"][self.task_name]
-            except Exception as error:  # whatever a hub, its client and a task's own code can raise
-                reason = (str(error).strip() or type(error).__name__).splitlines()[0]
-                raise Unavailable(f"lm-eval cannot load it: {reason}") from error
-
-
-class LmEval(Subject[Documents]):
+class LmEval(Subject[LmEvalTask]):
     """One task, evaluated."""
 
     lengths_key: ClassVar[str] = "lm_eval.lengths"
@@ -238,32 +81,32 @@ class LmEval(Subject[Documents]):
 class Evaluation(Bench):
     """lm-eval's loop around a loaded model."""
 
-    def __init__(self, documents: Documents, place: Place) -> None:
-        self.documents = documents
+    def __init__(self, task: LmEvalTask, place: Place) -> None:
+        self.task = task
         self.place = place
         self.clock = clock_for(place.device)
         self.process = new_process()
 
     def measure(self, lanes: Sequence[Lane], advance: Callable[[], Any]) -> None:
         for lane in lanes:
-            if set(self.documents.ids()) <= set(lane.writer.done):
+            if set(self.task.ids()) <= set(lane.writer.done):
                 continue
             for record in self._evaluate(lane, advance):
                 if record["id"] not in lane.writer.done:
                     lane.writer.append(record)
 
     def _evaluate(self, lane: Lane, advance: Callable[[], Any]) -> list[dict[str, Any]]:
-        from experiments.lm_eval_model import Watched  # lm-eval is imported where it is used: it may be absent
+        from experiments.lm_eval_model import WatchedLM  # lm-eval is imported where it is used: it may be absent
 
-        settings, name = self.documents.settings, self.documents.task_name
+        settings, name = self.task.settings, self.task.task_name
         loaded = self.place.loaded
         environment.reset_peak_memory(self.place.device)
         with bsfa.apply(loaded.model, lane.method, backend=self.place.backend, clock=self.clock) as applied:
-            watched = Watched(loaded, applied, advance)
-            found = _lm_eval("lm_eval").simple_evaluate(
+            watched = WatchedLM(loaded, applied, advance)
+            found = lm_eval_tasks.imported("lm_eval").simple_evaluate(
                 watched,
-                tasks=[self.documents.task],
-                task_manager=_lm_eval("lm_eval.tasks").TaskManager(include_defaults=False),
+                tasks=[self.task.loaded],
+                task_manager=lm_eval_tasks.imported("lm_eval.tasks").TaskManager(include_defaults=False),
                 num_fewshot=settings.num_fewshot,
                 limit=settings.limit,
                 apply_chat_template=settings.chat_template,
@@ -290,15 +133,15 @@ class Evaluation(Bench):
             if isinstance(answer[metric], (bool, int, float, np.number))
         }
         if not metrics:
-            raise Unavailable(f"{self.documents.task_name} has no score a sample, only one of all of them together")
+            raise Unavailable(f"{self.task.task_name} has no score a sample, only one of all of them together")
         first = next(iter(metrics))
-        main = f"{self.documents.length},{answers[0]['filter']}"  # RULER's: the others' score is -1
+        main = f"{self.task.length},{answers[0]['filter']}"  # RULER's: the others' score is -1
         prompt = str(answers[0]["arguments"][0][0])
         return {
-            "id": self.documents.id(number),
-            "protocol": self.documents.protocol,
-            "task": self.documents.task_name,
-            "length": self.documents.length,
+            "id": self.task.id(number),
+            "protocol": self.task.protocol,
+            "task": self.task.task_name,
+            "length": self.task.length,
             "prompt_hash": hashlib.sha256(prompt.encode()).hexdigest()[:16],
             "prediction": _prediction(answers[0]),
             "references": [str(answers[0]["target"])],

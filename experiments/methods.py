@@ -11,19 +11,21 @@ from __future__ import annotations
 import hashlib
 from collections.abc import Callable, Iterator
 from dataclasses import dataclass
+from inspect import signature
 from pathlib import Path
 from typing import Any
 
-from hydra.utils import get_class, instantiate
+from hydra.utils import get_class
 from omegaconf import DictConfig, ListConfig, OmegaConf
 
 from bsfa.errors import InputError
 from bsfa.methods import Method
-from experiments.calibrate import CalibratedFile, GivenFile, calibrations
+from experiments import checks
+from experiments.calibrate import CalibratedFile, GivenFile, calibrations, rule_of
 from experiments.config import members, plain
 from experiments.models import Loaded, ModelSource
 from experiments.records import Store
-from experiments.rules import Rule
+from experiments.unavailable import reason
 
 ABOUT = ("_target_", "knob", "calibrated", "name")  # entries of a method's config that are no parameters of its class
 
@@ -38,14 +40,30 @@ class Variant:
         The method's own config, its knob a single value.
     source : CalibratedFile or GivenFile, optional
         What a calibrated method reads.
+
+    Raises
+    ------
+    InputError
+        A parameter that the method has not, or refuses; of a calibrated one the latter is found with its table.
     """
 
     config: DictConfig
     source: CalibratedFile | GivenFile | None = None
 
+    def __post_init__(self) -> None:
+        checks.text("method.name", self.name)
+        known = list(signature(self.kind).parameters)
+        if unknown := [key for key in self._parameters() if key not in known]:
+            raise InputError(f"method {self.name} has no {', '.join(unknown)}; it has {', '.join(known)}")
+        if not self.source:
+            self._make({})
+
     @property
     def kind(self) -> type[Method]:
-        return get_class(self.config._target_)
+        try:
+            return get_class(self.config._target_)
+        except Exception as error:  # whatever a module of the user's can raise
+            raise InputError(f"method._target_={self.config._target_} is no method's class: {reason(error)}") from error
 
     @property
     def name(self) -> str:
@@ -76,23 +94,23 @@ class Variant:
         """What the method was calibrated on; empty where it was not."""
         return self.source.calibration() if self.source else {}
 
+    @property
+    def serves_chunks(self) -> bool:
+        """Whether the method will serve a prefill in chunks."""
+        return self.kind.chunks if self.source else self._make({}).serves_chunks
+
     def build(self, loaded: Loaded) -> Method:
         """The method, calibrated first where its table is missing."""
+        return self._make({rule_of(self.config).entry: self.source.load(loaded)} if self.source else {})
+
+    def _make(self, table: dict[str, Any]) -> Method:
         make: Callable[..., Method] = self.kind
-        parameters = self._parameters()
-        if self.source:
-            parameters[rule(self.config).entry] = self.source.load(loaded)
-        return make(**parameters)
+        return make(**self._parameters(), **table)
 
     def _parameters(self) -> dict[str, Any]:
         """All but the table."""
-        others = {*ABOUT, rule(self.config).entry} if "calibrated" in self.config else ABOUT
+        others = {*ABOUT, rule_of(self.config).entry} if "calibrated" in self.config else ABOUT
         return {key: value for key, value in plain(self.config).items() if key not in others}
-
-
-def rule(config: DictConfig) -> Rule:
-    """The rule that a method is calibrated by."""
-    return instantiate(config.calibrated)
 
 
 def _by_content(value: Any) -> Any:
@@ -108,17 +126,24 @@ def variants(cfg: DictConfig, store: Store, source: ModelSource) -> list[Variant
     Raises
     ------
     InputError
-        A k that is not calibrated, a threshold file that cannot be read.
+        A k that is not calibrated, a threshold file that cannot be read, two methods that their records would not tell
+        apart.
     """
-    return [
+    found = [
         Variant(single, file)
         for member in members(cfg)
         for single in _strengths(member)
         for file in _sources(single, cfg, store, source)
     ]
+    identities = [variant.identity() for variant in found]
+    if twice := sorted({one.label for one, own in zip(found, identities, strict=True) if identities.count(own) > 1}):
+        raise InputError(f"method: {', '.join(twice)} is there twice; leave one out, or tell it apart by its name")
+    return found
 
 
 def _strengths(member: DictConfig) -> Iterator[DictConfig]:
+    if member.knob and member.knob not in member:
+        raise InputError(f"method.knob={member.knob} is none of the method's parameters")
     values = member[member.knob] if member.knob else None
     if not isinstance(values, ListConfig):
         yield OmegaConf.create(plain(member))
@@ -135,7 +160,7 @@ def _sources(
     if "calibrated" not in single:
         yield None
         return
-    by = rule(single)
+    by = rule_of(single)
     if single[by.entry]:
         yield GivenFile(*by.given(Path(single[by.entry]), single))
         return

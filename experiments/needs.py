@@ -8,7 +8,7 @@ from dataclasses import dataclass
 import torch
 from transformers import AutoModelForCausalLM, PreTrainedConfig
 
-from experiments.kernel_report import MATMUL_TFLOPS
+from experiments.anchors import MATMUL_DEVICE, MATMUL_TFLOPS
 from experiments.models import DTYPES, ModelSource
 from experiments.plans import Planned
 
@@ -78,6 +78,6 @@ def describe(source: ModelSource, plan: Sequence[Planned]) -> Iterator[str]:
     seconds = sum(operations * times for operations, times in prompts) / MATMUL_TFLOPS / 1e12
     yield (
         f"time: {sum(times for _, times in prompts):,.0f} prompts to read; at least {seconds / HOUR:,.3g} hours on an "
-        f"NVIDIA H200, were every product dense and at the {MATMUL_TFLOPS:g} TFLOP/s that a large matrix product "
+        f"{MATMUL_DEVICE}, were every product dense and at the {MATMUL_TFLOPS:g} TFLOP/s that a large matrix product "
         "reached there; answers and other GPUs take longer. Stopped, it goes on where it was"
     )

@@ -5,14 +5,23 @@ from __future__ import annotations
 import itertools
 from collections.abc import Iterable
 from dataclasses import dataclass
-from typing import Any
+from typing import Any, Protocol
 
 import torch
 from transformers import Cache, PreTrainedModel
 
 from bsfa.blocks import BLOCK_Q
 from bsfa.errors import InputError
-from bsfa.methods import Method
+
+
+class Reader(Protocol):
+    """What a prompt is read with: a method, or what one will be made from."""
+
+    @property
+    def name(self) -> str: ...
+
+    @property
+    def serves_chunks(self) -> bool: ...
 
 
 @dataclass(frozen=True)
@@ -42,7 +51,7 @@ class Prefill:
                 "null reads a prompt in one piece"
             )
 
-    def check(self, methods: Iterable[Method], longest: int) -> None:
+    def check(self, methods: Iterable[Reader], longest: int) -> None:
         """Refuse chunks for a method that wants a prompt whole.
 
         Raises

@@ -3,7 +3,9 @@
 results/<experiment>/<run_id>/config.yaml    what ran; its hash is the run id
                               env.json       the machines and versions it ran on, in the order they came
                               samples.jsonl  one line a sample
+                              lost.jsonl     samples that a process could not record where it ended; see `Run.lose`
                               summary.json   there only when every sample is
+                              tracked.txt    where it was shown since; see `experiments.tracking`
 """
 
 from __future__ import annotations
@@ -97,6 +99,19 @@ class Run:
             with records.open("a", encoding="utf-8") as file:  # closing writes too, what a full disk refused before
                 yield Writer(self, file, done)
 
+    def done(self) -> set[str]:
+        """Ids of the samples that are recorded or lost, for a process that takes part and does not record."""
+        return {sample["id"] for sample in (*read_samples(self.path / "samples.jsonl"), *self.lost())}
+
+    def lose(self, sample: dict[str, Any]) -> None:
+        """Leave a sample that says why there is none to the process that records, which may never come to ask."""
+        with (self.path / "lost.jsonl").open("a", encoding="utf-8") as file:
+            file.write(json.dumps({"schema": SCHEMA, **sample}) + "\n")
+
+    def lost(self) -> list[dict[str, Any]]:
+        """What was left, each sample once."""
+        return list({sample["id"]: sample for sample in read_samples(self.path / "lost.jsonl")}.values())
+
     @contextmanager
     def _locked(self) -> Iterator[None]:
         self.path.mkdir(parents=True, exist_ok=True)
@@ -112,7 +127,10 @@ class Run:
 
     def _note_environment(self, environment: dict[str, Any]) -> None:
         path = self.path / "env.json"
-        known = json.loads(path.read_text()) if path.is_file() else []
+        try:
+            known = json.loads(path.read_text(encoding="utf-8")) if path.is_file() else []
+        except ValueError as error:
+            raise InputError(f"{path} is damaged; move it away, the samples beside it stay") from error
         if environment not in known:
             _write_whole(path, json.dumps([*known, environment], indent=1))
 

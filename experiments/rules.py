@@ -19,6 +19,7 @@ from bsfa.methods.blasst import BlasstFit
 from bsfa.methods.fisher_share import check_strength
 from bsfa.patterns import Patterns
 from bsfa.rivals import fit_blasst, search_patterns
+from experiments import checks
 
 if TYPE_CHECKING:
     from experiments.calibrate import Calibration
@@ -132,6 +133,10 @@ class CutsRule(Rule):
 
     entry: ClassVar[str] = "cuts"
     file: ClassVar[str] = "cuts.safetensors"
+
+    def __post_init__(self) -> None:
+        checks.count("method.calibrated.tail", self.tail)
+        checks.count("method.calibrated.samples", self.samples)
 
     def check(self, calibration: Calibration, method: DictConfig) -> None:
         check_strength(method.kl, method.shared, method.get("most"))

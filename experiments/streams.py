@@ -68,13 +68,9 @@ class Streams:
         checks.count("streams.tail", self.tail)
         if self.tail >= min(self.lengths):
             raise InputError(f"streams.tail={self.tail} must be under the shortest of streams.lengths={self.lengths}")
-        if not self.sources:
-            raise InputError(f"streams.sources must hold one of {', '.join((*text.HAYSTACKS, OWN))}")
+        checks.names("streams.sources", self.sources, (*text.HAYSTACKS, OWN))
         if OWN in self.sources and not self.texts:
             raise InputError(f"streams.sources holds {OWN}: data.root=DIR says which folder that is")
-        for source in self.sources:
-            if source != OWN:
-                text.sentences(source, "evaluate")
 
     def ids(self) -> list[str]:
         return [f"{source}-{length}-{n}" for source, length, n in self._grid()]

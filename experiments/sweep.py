@@ -151,12 +151,15 @@ class Sweep:
         return self.source.load()
 
     def finish(self, subject: Subject, parameters: DictConfig) -> None:
-        """Finish every run of a subject, taking it up where it stopped."""
+        """Finish every run of a subject, taking it up where it stopped, and show the tracker what it has not seen."""
         name, runs = subject.samples.name, self.planned(subject, parameters)
         missing = [(variant, run) for variant, run in runs if not run.complete]
         log.info("%s on %s: %d runs, %d of them to do", name, self.source.label, len(runs), len(missing))
         if missing:
             self._measure(subject, missing)
+        for variant, run in runs:
+            if run.complete:  # and not left to another process
+                self.tracker.run(run, variant.label)
 
     def planned(self, subject: Subject, parameters: DictConfig) -> list[tuple[Variant, Run]]:
         """Every variant's run of a subject.
@@ -165,7 +168,13 @@ class Sweep:
         ----------
         parameters : DictConfig
             The subject's own settings, part of a run's identity.
+
+        Raises
+        ------
+        InputError
+            A method that does not read prompts as the subject's are read.
         """
+        subject.prefill.check(self.variants, subject.samples.longest())
         name = subject.samples.name
         shared = {
             "task": {
@@ -184,7 +193,7 @@ class Sweep:
         loaded = self.loaded
         loaded.check_length(subject.samples.longest(), subject.lengths_key)
         next(subject.samples.make(loaded.tokenizer))  # what cannot be made is known before calibration
-        methods = self._build(subject, [variant for variant, _ in missing])
+        methods = self._build([variant for variant, _ in missing])
         device = self.source.torch_device
         with ExitStack() as locks:
             lanes = [
@@ -199,16 +208,14 @@ class Sweep:
             for lane in lanes:
                 summary = subject.summarise(lane.writer.samples())
                 lane.writer.finish(summary)
-                self.tracker.run(lane.writer.run, lane.variant.label, summary)
                 log.info("%s: %s -> %s", lane.variant.label, subject.describe(summary), lane.writer.run.path)
 
-    def _build(self, subject: Subject, planned: Sequence[Variant]) -> list[Method]:
+    def _build(self, planned: Sequence[Variant]) -> list[Method]:
         """The methods, all of them refused or none before a sample is run; what waits for calibration comes last."""
         info = describe(self.loaded.model)
         methods: dict[int, Method] = {}
         for calibrated in (False, True):
             turn = {n: v.build(self.loaded) for n, v in enumerate(planned) if (v.source is not None) == calibrated}
-            subject.prefill.check(turn.values(), subject.samples.longest())
             for method in turn.values():
                 method.bind(info)  # refuses a method of another model
             methods |= turn

@@ -1,31 +1,58 @@
-"""Trackers: Weights & Biases, or none. A tracker is shown finished runs and reports; the store stays the record."""
+"""Trackers: Weights & Biases, or none. A tracker is shown finished runs and reports; the store stays the record.
+
+Where a run was shown stands in its folder, in ``tracked.txt``, from then on: what a failure of the network left out is
+shown by the next command that finds the run complete.
+"""
 
 from __future__ import annotations
 
 import hashlib
+import json
 import os
+from collections.abc import Iterator
+from contextlib import contextmanager
 from dataclasses import dataclass
 from pathlib import Path
-from typing import Any, Protocol
+from typing import Any, ClassVar, Protocol
 
 import pandas as pd
 
 from bsfa.errors import InputError
+from experiments import checks
 from experiments.records import ID_DIGITS, Run
+from experiments.unavailable import Unavailable, reason
+
+SHOWN = "tracked.txt"  # in a run's folder
+
+
+class Untracked(Unavailable):
+    """What is recorded could not be shown to a tracker."""
+
+    what: ClassVar[str] = "complete, but not tracked"
 
 
 class Tracker(Protocol):
-    def run(self, run: Run, label: str, summary: dict[str, Any]) -> None:
-        """A run that is complete."""
+    def run(self, run: Run, label: str) -> None:
+        """Show a run that is complete, unless it has been.
+
+        Raises
+        ------
+        Untracked
+        """
 
     def report(self, tables: list[Path], figures: list[Path], page: Path) -> None:
-        """A report's files."""
+        """Show a report's files.
+
+        Raises
+        ------
+        Untracked
+        """
 
 
 class NoTracker:
     """Keeps nothing."""
 
-    def run(self, run: Run, label: str, summary: dict[str, Any]) -> None: ...
+    def run(self, run: Run, label: str) -> None: ...
 
     def report(self, tables: list[Path], figures: list[Path], page: Path) -> None: ...
 
@@ -55,35 +82,56 @@ class Wandb:
     def __post_init__(self) -> None:
         if self.mode not in ("offline", "online"):
             raise InputError(f"tracker.mode={self.mode} is neither offline nor online; tracker=none switches it off")
+        checks.text("tracker.project", self.project)
+        checks.text("tracker.folder", self.folder)
         try:
             import wandb  # noqa: F401
         except ImportError as error:
             raise InputError("tracker=wandb needs wandb: pip install wandb, or use tracker=none") from error
 
-    def run(self, run: Run, label: str, summary: dict[str, Any]) -> None:
+    def run(self, run: Run, label: str) -> None:
         import wandb
 
-        with self._open(name=label, group=run.config["experiment"], config=run.config, id=run.id) as session:
-            tables, numbers = split(summary)
+        place, shown = f"wandb {self.mode} {self.project}", run.path / SHOWN
+        if shown.is_file() and place in shown.read_text(encoding="utf-8").splitlines():
+            return
+        tables, numbers = split(json.loads((run.path / "summary.json").read_text(encoding="utf-8")))
+        options = {"name": label, "group": run.config["experiment"], "config": run.config, "id": run.id}
+        with self._showing(str(run.path)), self._open(**options) as session:
             session.log({name: wandb.Table(list(rows), rows.to_numpy().tolist()) for name, rows in tables.items()})
             session.summary.update(numbers)
             artifact = wandb.Artifact(f"records-{run.id}", type="records")
             for file in ("config.yaml", "env.json", "samples.jsonl", "summary.json"):
                 artifact.add_file(str(run.path / file))
             session.log_artifact(artifact)
+        with shown.open("a", encoding="utf-8") as lines:
+            lines.write(f"{place}\n")
 
     def report(self, tables: list[Path], figures: list[Path], page: Path) -> None:
         import wandb
 
         # The same records give the same tables: their report again is the same run, not one more.
         digest = hashlib.sha256(b"".join(table.read_bytes() for table in tables)).hexdigest()[:ID_DIGITS]
-        with self._open(name="report", group="report", config={}, id=f"report-{digest}") as session:
+        options = {"name": "report", "group": "report", "config": {}, "id": f"report-{digest}"}
+        with self._showing(f"the report {page}"), self._open(**options) as session:
             images = {f.stem: wandb.Image(str(f)) for f in figures if f.suffix == ".png"}
             session.log({**images, "page": wandb.Html(str(page), inject=False)})
             artifact = wandb.Artifact("report", type="report")
             for file in (*tables, *figures, page):
                 artifact.add_file(str(file))
             session.log_artifact(artifact)
+
+    @contextmanager
+    def _showing(self, what: str) -> Iterator[None]:
+        import wandb
+
+        try:
+            yield
+        except (wandb.Error, OSError) as error:
+            raise Untracked(
+                f"W&B ({self.mode}, project {self.project}) did not take {what} ({reason(error)}). "
+                "It is safe here, and the same command shows it again; tracker=none does without"
+            ) from error
 
     def _open(self, **options: Any):
         import wandb

@@ -6,127 +6,25 @@ differs. A length at which a method runs out of memory costs that one cell, whic
 
 from __future__ import annotations
 
-import dataclasses
 import json
 import logging
 import sys
-from collections.abc import Callable, Sequence
-from dataclasses import dataclass
-from pathlib import Path
 from typing import Any
 
-import torch
 from hydra.utils import instantiate
 from omegaconf import DictConfig
 from tqdm import tqdm
 from tqdm.contrib.logging import logging_redirect_tqdm
 
-from bsfa.attention import Backend, pick_backend
-from bsfa.errors import InputError
-from bsfa.methods import Method
-from bsfa.model import describe
-from experiments import baselines, checks, environment, ttft_report
-from experiments.at_skip import AtSkip
-from experiments.methods import Variant, variants
-from experiments.models import Loaded, ModelSource
+from bsfa.attention import Backend
+from experiments import environment, ttft_report
 from experiments.plans import Planned
-from experiments.prefill import Prefill
-from experiments.records import Run, Store
-from experiments.tasks import text
+from experiments.records import Run
 from experiments.tracking import Tracker
-from experiments.ttft_turns import Lane, Place
+from experiments.ttft_plan import Plan
+from experiments.ttft_session import Session
 
 log = logging.getLogger(__name__)
-
-PROMPTS = ("random", "prose")
-
-
-@dataclass(frozen=True)
-class Grid:
-    """What to measure; see ``conf/experiment/ttft.yaml``.
-
-    Raises
-    ------
-    InputError
-        A value that cannot be measured.
-    """
-
-    lengths: Sequence[int]
-    skips: Sequence[float]
-    baselines: Sequence[str]
-    prompt: str
-    repeats: int
-    seed: int
-
-    def __post_init__(self) -> None:
-        checks.counts("ttft.lengths", self.lengths)
-        checks.count("ttft.repeats", self.repeats)
-        checks.seed("ttft.seed", self.seed)
-        checks.shares("ttft.skips", self.skips, least=0)
-        baselines.check("ttft.baselines", self.baselines)
-        if self.prompt not in PROMPTS:
-            raise InputError(f"ttft.prompt={self.prompt} is none of {', '.join(PROMPTS)}")
-
-    def tokens(self, loaded: Loaded, length: int) -> torch.Tensor:
-        """A prompt, int64 (1, length)."""
-        if self.prompt == "random":
-            vocabulary = loaded.model.config.get_text_config(decoder=True).vocab_size
-            generator = torch.Generator().manual_seed(self.seed)
-            return torch.randint(vocabulary, (1, length), generator=generator)
-        return torch.tensor([text.running(loaded.tokenizer, text.prose("evaluate"), length, self.seed)])
-
-
-@dataclass(frozen=True)
-class Plan:
-    """One configuration's run, before the model is loaded.
-
-    Raises
-    ------
-    InputError
-        Two rows of one name, such as shares of ``skips`` that are the same in per cent.
-    """
-
-    grid: Grid
-    prefill: Prefill
-    source: ModelSource
-    store: Store
-    planned: Sequence[Variant]
-    record: Run
-
-    def __post_init__(self) -> None:
-        labels = self.labels()
-        if twice := sorted({label for label in labels if labels.count(label) > 1}):
-            raise InputError(f"ttft measures a row a method and {', '.join(twice)} would be two; leave one of them out")
-
-    @classmethod
-    def of(cls, cfg: DictConfig) -> Plan:
-        prefill: Prefill = instantiate(cfg.prefill)
-        source: ModelSource = instantiate(cfg.model)
-        prompt = cfg.ttft.prompt or ("random" if source.init == "random" else "prose")
-        grid: Grid = instantiate(cfg.ttft, prompt=prompt, _convert_="all")
-        store = Store(environment.own_folder(Path(cfg.results)))
-        planned = variants(cfg, store, source)
-        own = [variant.label for variant in planned]
-        grid = dataclasses.replace(grid, baselines=[name for name in grid.baselines if name not in own])
-        identity = {
-            "ttft": dataclasses.asdict(grid),
-            "model": source.identity(),
-            "methods": [variant.identity() for variant in planned],
-            "backend": pick_backend(cfg.backend, source.torch_device),
-            "device": environment.device_name(source.torch_device),
-            **({"processes": source.processes} if source.processes > 1 else {}),
-            **prefill.identity(),
-        }
-        return cls(grid, prefill, source, store, planned, store.run("ttft", identity))
-
-    def labels(self) -> list[str]:
-        """The rows of the table."""
-        sets = [_set_label(skip) for skip in self.grid.skips]
-        return [*(variant.label for variant in self.planned), *sets, *self.grid.baselines]
-
-    def ids(self) -> list[str]:
-        """The samples."""
-        return [sample_id(length, label) for length in self.grid.lengths for label in self.labels()]
 
 
 def plan(cfg: DictConfig) -> list[Planned]:
@@ -137,73 +35,51 @@ def plan(cfg: DictConfig) -> list[Planned]:
 
 
 def run(cfg: DictConfig) -> None:
-    """``python run.py experiment=ttft``: measure, record, write the tables and figures."""
+    """``python run.py experiment=ttft``: measure, record, write the tables and figures.
+
+    Of torchrun's processes the first one does; the others take part in what is measured.
+    """
     tracker: Tracker = instantiate(cfg.tracker)
     found = Plan.of(cfg)
     found.source.check_device()
-    grid, prefill, record, device = found.grid, found.prefill, found.record, found.source.torch_device
-    with record.writing(environment.describe(device)) as writer:
+    if found.source.processes > 1 and environment.rank():
+        _take_part(found, cfg.backend)
+        return
+    record = found.record
+    with record.writing(environment.describe(found.source.torch_device)) as writer:
         if record.complete:
             _say_left_out(record)
         else:
-            missing = set(found.ids()) - set(writer.done)
-            loaded = found.source.load()
-            loaded.check_length(max(grid.lengths), "ttft.lengths")
-            lanes, left_out = _lanes(found.planned, grid, prefill, loaded, cfg.backend)
-            cells = {length: [x for x in lanes if sample_id(length, x.label) in missing] for length in grid.lengths}
-            place = Place(loaded, device, cfg.backend, prefill, grid.repeats)
-            bar = tqdm(total=sum(map(len, cells.values())), desc="ttft", unit="cell", file=sys.stderr)
+            for sample in record.lost():
+                if sample["id"] not in writer.done:
+                    writer.append(sample)
+            session = Session.open(found, cfg.backend, set(writer.done))
+            bar = tqdm(total=session.count(), desc="ttft", unit="cell", file=sys.stderr)
             with bar, logging_redirect_tqdm():
-                for length, rest in cells.items():
-                    for sample in place.measure(grid.tokens(loaded, length).to(device), rest):
-                        cell = sample_id(length, sample["method"])
-                        shared = {"id": cell, "task": "ttft", "prompt": grid.prompt, "length": length}
-                        writer.append(shared | place.record() | sample)
-                        bar.update()
-                        log.info("%s: %s", cell, _line(sample))
+                for sample in session.samples():
+                    writer.append(sample)
+                    bar.update()
+                    log.info("%s: %s", sample["id"], _line(sample))
             rows = ttft_report.tabulate(writer.samples())
-            summary = {"left_out": left_out, "cells": json.loads(rows.to_json(orient="records"))}
-            writer.finish(summary)
-            tracker.run(record, "ttft", summary)
+            writer.finish({"left_out": session.left_out, "cells": json.loads(rows.to_json(orient="records"))})
     [chapter] = ttft_report.chapters(found.store.root, only=record.id)
     chapter.write(found.store.root)
     print(chapter.main())
+    tracker.run(record, "ttft")
+
+
+def _take_part(found: Plan, backend: Backend) -> None:
+    """All that the first process does but keep a record of it. Both read what is missing before they meet to load the
+    model, and the first writes afterwards: it is the same for both."""
+    if not found.record.complete:
+        for _ in Session.open(found, backend, found.record.done()).samples():
+            pass
 
 
 def _say_left_out(record: Run) -> None:
     summary = record.path / "summary.json"
     for name, reason in ttft_report.left_out(summary).items():
         log.warning("%s was left out: %s; remove %s to try it again", name, reason, summary)
-
-
-def _lanes(
-    planned: Sequence[Variant], grid: Grid, prefill: Prefill, loaded: Loaded, backend: Backend
-) -> tuple[list[Lane], dict[str, str]]:
-    """Everything that runs here, and the baselines that do not, with the reason."""
-    info, longest = describe(loaded.model), max(grid.lengths)
-    lanes = []
-    for variant in planned:
-        method = variant.build(loaded)
-        method.bind(info)  # refuses a method of another model
-        prefill.check([method], longest)
-        lanes.append(Lane.of(variant.label, method))
-    for skip in grid.skips:
-        lanes.append(Lane(_set_label(skip), _set(loaded, skip, backend)))
-    dense, left_out = baselines.usable(grid.baselines, info, prefill, longest)
-    return [*lanes, *(Lane.of(name, method) for name, method in dense.items())], left_out
-
-
-def _set(loaded: Loaded, skip: float, backend: Backend) -> Callable[[Callable[[], Any]], Method]:
-    return lambda read: AtSkip.set(loaded.model, read, skip, backend)
-
-
-def _set_label(skip: float) -> str:
-    return f"{AtSkip.name} set to skip {skip:.0%}"
-
-
-def sample_id(length: int, label: str) -> str:
-    """Of a length's cell."""
-    return f"{length}/{label}"
 
 
 def _line(sample: dict[str, Any]) -> str:

@@ -20,19 +20,20 @@ from experiments.models import Loaded
 from experiments.prefill import Prefill
 from experiments.statistics import quartiles
 from experiments.sweep import new_process
+from experiments.unavailable import reason
 
 T = TypeVar("T")
 
 
 @dataclass(frozen=True)
-class Lane:
+class Contender:
     """One row of the table: a method, or how to set one on a prompt, which is given as what reads it."""
 
     label: str
     make: Callable[[Callable[[], Any]], Method]
 
     @classmethod
-    def of(cls, label: str, method: Method) -> Lane:
+    def of(cls, label: str, method: Method) -> Contender:
         """A method that is the same on every prompt."""
         return cls(label, lambda read: method)
 
@@ -54,8 +55,8 @@ class OutOfMemory:
     said: str
 
 
-class Place:
-    """A loaded model on its device, and the clock there."""
+class Turns:
+    """Of contenders, on a loaded model and by its device's clock."""
 
     def __init__(self, loaded: Loaded, device: torch.device, backend: Backend, prefill: Prefill, repeats: int) -> None:
         self.loaded, self.backend, self.prefill, self.repeats = loaded, backend, prefill, repeats
@@ -72,38 +73,32 @@ class Place:
             "device": environment.device_name(self.device),
         }
 
-    def measure(self, tokens: torch.Tensor, lanes: Sequence[Lane]) -> Iterator[dict[str, Any]]:
-        """What each lane takes to read prompts together, int64 (B, S) without padding. Each reads them once without a
-        clock; then they take turns."""
-        lost: dict[str, OutOfMemory] = {}
-        ready: dict[str, tuple[Method, int | None]] = {}
-        for lane in lanes:
-            match self._attempt(partial(self._warm, tokens, lane)):
+    def measure(self, tokens: torch.Tensor, contenders: Sequence[Contender]) -> Iterator[dict[str, Any]]:
+        """What each contender takes to read prompts together, int64 (B, S) without padding. Each reads them once
+        without a clock; then they take turns. One that runs out of memory takes no more and is told of at once."""
+        ready: dict[Contender, tuple[Method, int | None]] = {}
+        for contender in contenders:
+            match self._attempt(partial(self._warm, tokens, contender)):
                 case OutOfMemory() as out:
-                    lost[lane.label] = out
+                    yield {"method": contender.label, "out_of_memory": out.said}
                 case warm:
-                    ready[lane.label] = warm
-        readings: dict[str, list[Reading]] = {label: [] for label in ready}
+                    ready[contender] = warm
+        readings: dict[Contender, list[Reading]] = {contender: [] for contender in ready}
         for _ in range(self.repeats):
-            for label, (method, _) in ready.items():
-                if label in lost:
-                    continue
-                match self._attempt(partial(self._read, tokens, method)):
+            for contender in list(readings):
+                match self._attempt(partial(self._read, tokens, ready[contender][0])):
                     case OutOfMemory() as out:
-                        lost[label] = out
+                        del readings[contender]
+                        yield {"method": contender.label, "out_of_memory": out.said}
                     case Reading() as reading:
-                        readings[label].append(reading)
-        for lane in lanes:
-            if lane.label in lost:
-                yield {"method": lane.label, "out_of_memory": lost[lane.label].said}
-            else:
-                numbers = _numbers(readings[lane.label])
-                yield {"method": lane.label, "driver_memory_bytes": ready[lane.label][1], **numbers}
+                        readings[contender].append(reading)
+        for contender, several in readings.items():
+            yield {"method": contender.label, "driver_memory_bytes": ready[contender][1], **_numbers(several)}
 
-    def _warm(self, tokens: torch.Tensor, lane: Lane) -> tuple[Method, int | None]:
-        """The lane's method, once over the prompt, and what the driver then has in use on the device: the allocator
+    def _warm(self, tokens: torch.Tensor, contender: Contender) -> tuple[Method, int | None]:
+        """A contender's method, once over the prompt, and what the driver then has in use on the device: the allocator
         gives nothing back by itself, so that is the most it held."""
-        method = lane.make(lambda: self._fill(tokens))
+        method = contender.make(lambda: self._fill(tokens))
         environment.release_memory(self.device)
         self._read(tokens, method)
         return method, environment.driver_memory(self.device)
@@ -126,7 +121,7 @@ class Place:
         try:
             return action()
         except torch.OutOfMemoryError as error:
-            said = str(error).splitlines()[0]
+            said = reason(error)
         gc.collect()
         environment.release_memory(self.device)
         return OutOfMemory(said)

@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import logging
 from collections.abc import Callable, Iterable
+from typing import ClassVar
 
 from bsfa.errors import InputError
 
@@ -11,7 +12,15 @@ log = logging.getLogger(__name__)
 
 
 class Unavailable(InputError):
-    """A model, data, package, GPU or access is missing; the message says which, and the way out."""
+    """A model, data, package, GPU or access is missing; the message says which, and the way out. ``what`` that means
+    for one of several."""
+
+    what: ClassVar[str] = "not run"
+
+
+def reason(error: BaseException) -> str:
+    """The first line of what an error says; its name where it says nothing."""
+    return (str(error).strip() or type(error).__name__).splitlines()[0]
 
 
 def each(names: Iterable[str], run: Callable[[str], None]) -> None:
@@ -22,13 +31,13 @@ def each(names: Iterable[str], run: Callable[[str], None]) -> None:
     Unavailable
         Once all have had their turn: those that were, with the reason of each.
     """
-    missing = {}
+    missing: dict[str, list[str]] = {}
     for name in names:
         try:
             run(name)
         except Unavailable as error:
-            missing[name] = str(error)  # the error itself would hold its frames, and with them a model
-            log.info("%s: not run: %s", name, missing[name])
+            said = str(error)  # the error itself would hold its frames, and with them a model
+            missing.setdefault(error.what, []).append(f"{name} ({said})")
+            log.info("%s: %s: %s", name, error.what, said)
     if missing:
-        reasons = "; ".join(f"{name} ({reason})" for name, reason in missing.items())
-        raise Unavailable(f"not run: {reasons}")
+        raise Unavailable("; ".join(f"{what}: {'; '.join(several)}" for what, several in missing.items()))

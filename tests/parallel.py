@@ -15,7 +15,19 @@ from transformers.distributed import DistributedConfig
 import bsfa
 import run
 from bsfa import Cuts, InputError, Thresholds
-from bsfa.methods import Bsfa, Dense, FisherShare, LateShare, MInference, RowShare
+from bsfa.methods import (
+    Bsfa,
+    Dense,
+    FisherShare,
+    FlashPrefill,
+    FlexPrefill,
+    LateShare,
+    MInference,
+    RowShare,
+    SpargeAttn,
+    StreamingLLM,
+    XAttention,
+)
 from bsfa.model import fingerprint
 
 TTFT = (
@@ -38,6 +50,11 @@ def methods(thresholds: str) -> dict:
         "late_share": LateShare(0.1),
         "fisher_share": FisherShare(first_heads, 2.5),
         "minference": MInference(0.02),
+        "streaming_llm": StreamingLLM(1),
+        "flexprefill": FlexPrefill(0.9, 0.1, 128),
+        "flashprefill": FlashPrefill(0.3, last_full_blocks=0),
+        "xattention": XAttention(0.9),
+        "spargeattn": SpargeAttn(0.9, 0.6),
     }
 
 

@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import json
 import os
+import re
 import subprocess
 import sys
 from pathlib import Path
@@ -16,41 +17,32 @@ import bsfa
 from bsfa.model import fingerprint
 from experiments.records import read_samples
 from tests.conftest import tiny_config
-from tests.parallel import TOKENS, read
+from tests.parallel import TOKENS, TTFT, read
 
 ROOT = Path(__file__).parents[1]
-WORKER = "tests.parallel"
 
 
-def torchrun(*arguments: str, devices: str) -> str:
-    """Run `tests.parallel` in two processes, on GPUs or, where ``devices`` is empty, on the CPU; what they printed."""
+def torchrun(worker: str, *arguments: str, devices: str) -> subprocess.CompletedProcess:
+    """Run a module in two processes, on GPUs or, where ``devices`` is empty, on the CPU."""
     path = os.pathsep.join(filter(None, [str(ROOT), os.environ.get("PYTHONPATH")]))
-    ended = subprocess.run(
-        [
-            sys.executable,
-            "-m",
-            "torch.distributed.run",
-            "--standalone",
-            "--nproc_per_node",
-            "2",
-            "-m",
-            WORKER,
-            *arguments,
-        ],
+    launcher = ("torch.distributed.run", "--standalone", "--nproc_per_node", "2")
+    return subprocess.run(
+        [sys.executable, "-m", *launcher, "-m", worker, *arguments],
         cwd=ROOT,
         env=os.environ | {"PYTHONPATH": path, "OMP_NUM_THREADS": "1", "CUDA_VISIBLE_DEVICES": devices},
         capture_output=True,
         text=True,
+        timeout=300,  # processes that wait for one another would not end
     )
-    assert ended.returncode == 0, ended.stderr
-    return ended.stdout
 
 
 def both(model, folder: Path, out: Path, devices: str) -> tuple[dict, list[dict]]:
     """What one process reads of a model, and what each of two does."""
     bsfa.calibrate(model, [TOKENS], [2], progress=False).save(out / "thresholds.safetensors")
     arguments = (str(folder), str(out / "thresholds.safetensors"), str(out))
-    assert "tensor parallel over 2" in torchrun(*arguments, devices=devices)
+    ended = torchrun("tests.parallel", *arguments, devices=devices)
+    assert ended.returncode == 0, ended.stderr
+    assert ended.stdout.count("tensor parallel over 2") == 1  # of both processes one report
     return read(model, arguments[1]), [json.loads((out / f"{rank}.json").read_text()) for rank in range(2)]
 
 
@@ -68,6 +60,24 @@ def test_two_processes_decide_and_answer_as_one_does(model_folder, tmp_path):
     [file] = tmp_path.glob("ttft/*/samples.jsonl")  # of both processes one record
     ratios = {sample["method"]: sample["skip_ratio"] for sample in read_samples(file)}
     assert ratios == {"dense": 0.0, "bsfa set to skip 50%": pytest.approx(0.5, abs=0.06)}
+
+
+def test_a_process_that_runs_out_of_memory_ends_all_with_one_message_and_leaves_the_cell_as_lost(
+    model_folder, tmp_path
+):
+    asked = ("method=streaming_llm", "ttft.lengths=[512,640]", "ttft.skips=[]", "ttft.baselines=[sdpa]")
+    settings = (*TTFT, *asked, f"model.path={model_folder}", f"results={tmp_path}")
+    ended = torchrun("tests.parallel_out_of_memory", *settings, devices="")
+    assert ended.returncode != 0
+    assert "Error executing job" not in ended.stderr
+    [line] = re.findall("error: .*", ended.stderr)
+    assert "640/streaming_llm local_blocks=4: process 1 of 2 is out of memory (CUDA out of memory. Tried" in line
+    [run] = tmp_path.glob("ttft/*")
+    assert [sample["id"] for sample in read_samples(run / "lost.jsonl")] == ["640/streaming_llm local_blocks=4"]
+    assert {sample["id"] for sample in read_samples(run / "samples.jsonl")} == {
+        "512/streaming_llm local_blocks=4",
+        "512/sdpa",
+    }
 
 
 @pytest.mark.gpu

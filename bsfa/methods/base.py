@@ -125,18 +125,20 @@ class Method(ABC):
     """An attention method for prefill.
 
     ``name`` stands in tables. ``version`` is part of a record's identity: raise it when the blocks that the method
-    keeps change. A method that ``packs`` asks nothing of a call but ``layer`` and ``attend(gate=...)``, so that the
-    sequences of a padded or packed batch can go through it at once, in a `PackedCall`.
+    keeps change. ``chunks``: whether it can be for a prefill in chunks, each over the keys of all chunks so far. A
+    method that ``packs`` asks nothing of a call but ``layer`` and ``attend(gate=...)``, so that the sequences of a
+    padded or packed batch can go through it at once, in a `PackedCall`.
     """
 
     name: ClassVar[str]
     version: ClassVar[int] = 1
+    chunks: ClassVar[bool] = True
     packs: ClassVar[bool] = False
 
     @property
     def serves_chunks(self) -> bool:
-        """Whether a prefill in chunks, each over the keys of all chunks so far, is what the method is for."""
-        return True
+        """Whether it serves a prefill in chunks with the parameters that it has."""
+        return self.chunks
 
     @abstractmethod
     def bind(self, model: ModelInfo) -> Attend:

@@ -60,15 +60,12 @@ class FlexPrefill(Selecting):
     min_budget: int = 1024
 
     name: ClassVar[str] = "flexprefill"
+    chunks: ClassVar[bool] = False
 
     def __post_init__(self) -> None:
         number("gamma", self.gamma, above=0, most=1)
         number("tau", self.tau, least=0, most=1)
         whole("min_budget", self.min_budget, 1)
-
-    @property
-    def serves_chunks(self) -> bool:
-        return False
 
     def select(self, call: Call) -> BlockLists:
         refuse_chunks(call, self.name, "chooses a head's pattern by the last queries of a prompt")

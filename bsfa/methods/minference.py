@@ -64,13 +64,10 @@ class MInference(Method):
     patterns: str | None = None
 
     name: ClassVar[str] = "minference"
+    chunks: ClassVar[bool] = False
 
     def __post_init__(self) -> None:
         number("ratio", self.ratio, above=0, most=math.inf)
-
-    @property
-    def serves_chunks(self) -> bool:
-        return False
 
     def bind(self, model: ModelInfo) -> Attend:
         published = Patterns(((PUBLISHED,) * model.n_heads,) * model.n_layers)

@@ -40,12 +40,10 @@ class PooledScores(Selecting):
 
     similarity: float
 
+    chunks: ClassVar[bool] = False
+
     def __post_init__(self) -> None:
         number("similarity", self.similarity, least=-1, most=1)
-
-    @property
-    def serves_chunks(self) -> bool:
-        return False
 
     def select(self, call: Call) -> BlockLists:
         refuse_chunks(call, self.name, "takes the mean of all keys of a prompt")

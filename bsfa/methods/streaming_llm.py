@@ -42,10 +42,10 @@ class StreamingLLM(Method):
 
     def bind(self, model: ModelInfo) -> Attend:
         @lru_cache(maxsize=8)  # every layer of a prefill asks for the same lists
-        def lists(grid: BlockGrid, batch: int, device: torch.device) -> BlockLists:
-            return BlockLists.shared([self.keep(grid, i) for i in range(grid.n_q)], batch, model.n_heads, device)
+        def lists(grid: BlockGrid, batch: int, heads: int, device: torch.device) -> BlockLists:
+            return BlockLists.shared([self.keep(grid, i) for i in range(grid.n_q)], batch, heads, device)
 
-        return lambda call: call.attend(blocks=lists(call.grid, len(call.q), call.q.device))
+        return lambda call: call.attend(blocks=lists(call.grid, len(call.q), call.q.shape[2], call.q.device))
 
     def keep(self, grid: BlockGrid, i: int) -> list[int]:
         """Key blocks of query block ``i``, ascending."""

@@ -106,10 +106,7 @@ class Sdp(Upstream):
     """PyTorch's SDPA with one of its backends alone."""
 
     backend: ClassVar[SDPBackend]
-
-    @property
-    def serves_chunks(self) -> bool:
-        return False  # it aligns its causal mask with the first key; any other alignment takes a mask in memory
+    chunks: ClassVar[bool] = False  # it aligns its causal mask with the first key; any other takes a mask in memory
 
     def load(self, model: ModelInfo) -> Callable[[Call], torch.Tensor]:
         if any(device.type != "cuda" for device in model.devices):

@@ -23,7 +23,7 @@ def existing(root: str) -> Path:
     InputError
         There is none.
     """
-    folder = Path(root)
+    folder = Path(str(root))
     if not folder.is_dir():
         raise InputError(f"data.root={root} is no folder")
     return folder

@@ -47,9 +47,7 @@ class LongBench:
         checks.counts("task.lengths", self.lengths)
         if self.samples is not None:
             checks.count("task.samples", self.samples)
-        unknown = [task for task in self.tasks if task not in TASKS]
-        if unknown or not self.tasks:
-            raise InputError(f"task.tasks={list(self.tasks)} must hold some of {', '.join(TASKS)}")
+        checks.names("task.tasks", self.tasks, TASKS)
         for setting, value, known in (
             ("protocol", self.protocol, PROTOCOLS),
             ("scorer", self.scorer, longbench_data.SCORERS),

@@ -14,7 +14,7 @@ from typing import Any, Protocol
 from bsfa.errors import InputError
 from experiments.tasks import folder, longbench_scores
 from experiments.tasks.base import Metric
-from experiments.unavailable import Unavailable
+from experiments.unavailable import Unavailable, reason
 
 INSTALL = "pip install 'lm_eval[longbench,hf]'"
 CONTEXT = "\x00context\x00"  # stands for the context where a template is filled in without it
@@ -100,6 +100,8 @@ class Folder:
         for file, table in ((PROMPTS, self.prompts), (LENGTHS, self.lengths)):
             if name not in table:
                 raise Unavailable(f"{self.root / file} does not name it")
+        if not (isinstance(self.prompts[name], str) and isinstance(self.lengths[name], int) and self.lengths[name] > 0):
+            raise Unavailable(f"{self.root / PROMPTS} must give it text, and {LENGTHS} a number of tokens")
         before, context, after = self.prompts[name].partition("{context}")
         if not context:
             raise Unavailable(f"its prompt in {self.root / PROMPTS} has no {{context}}")
@@ -110,6 +112,8 @@ class Folder:
             )
         except InputError as error:
             raise Unavailable(str(error)) from error
+        except (KeyError, ValueError, IndexError) as error:
+            raise Unavailable(f"its prompt in {self.root / PROMPTS} cannot be filled in: {error!r}") from error
         if not rows:
             raise Unavailable(f"{path} is empty")
         return DataSet(name, rows, self.lengths[name])
@@ -172,8 +176,9 @@ def load(manager: Any, name: str) -> Any:
     try:
         return manager.load([f"longbench_{name}"])["tasks"][f"longbench_{name}"]
     except Exception as error:  # whatever a hub, its client and a task's own code can raise
-        reason = (str(error).strip() or type(error).__name__).splitlines()[0]
-        raise Unavailable(f"the hub's data cannot be read: {reason}; without network use data.root=DIR") from error
+        raise Unavailable(
+            f"the hub's data cannot be read: {reason(error)}; without network use data.root=DIR"
+        ) from error
 
 
 class OwnScorer:

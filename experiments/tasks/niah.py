@@ -16,7 +16,6 @@ from typing import ClassVar
 from transformers import PreTrainedTokenizerBase
 from wonderwords import RandomWord
 
-from bsfa.errors import InputError
 from experiments import checks
 from experiments.tasks import text
 from experiments.tasks.base import Sample, Task, chat_tokens, fit
@@ -66,10 +65,7 @@ class Niah(Task):
             checks.count(f"task.{name}", getattr(self, name))
         checks.seed("task.seed", self.seed)
         checks.counts("task.lengths", self.lengths)
-        if not self.haystacks:
-            raise InputError(f"task.haystacks must hold one of {', '.join(text.HAYSTACKS)}")
-        for haystack in self.haystacks:
-            text.sentences(haystack, self.split)
+        checks.names("task.haystacks", self.haystacks, text.HAYSTACKS)
 
     def longest(self) -> int:
         return max(self.lengths)

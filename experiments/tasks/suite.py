@@ -90,9 +90,7 @@ class Suite(Task):
         checks.counts("task.lengths", self.lengths)
         checks.count("task.samples", self.samples)
         checks.seed("task.seed", self.seed)
-        unknown = [task for task in self.tasks if task not in self.kinds]
-        if unknown or not self.tasks:
-            raise InputError(f"task.tasks={list(self.tasks)} must hold some of {', '.join(self.kinds)}")
+        checks.names("task.tasks", self.tasks, self.kinds)
 
     def longest(self) -> int:
         return max(self.lengths)

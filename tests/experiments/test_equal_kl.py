@@ -81,14 +81,14 @@ def test_the_chosen_strengths_take_turns_with_dense_attention_on_the_texts_that_
         hashes = judged[judged["source"] == batch["source"]].drop_duplicates("id")["tokens_hash"]
         assert batch["tokens_hash"] == list(hashes)
         assert batch["left_out"].keys() == {"upstream_cudnn"}
-        lanes = {lane["method"]: lane for lane in batch["lanes"]}
-        assert list(lanes)[:2] == ["dense", "sdpa"]
-        assert len(lanes) >= 2 + 12  # families
-        for label, lane in lanes.items():
-            assert len(lane["attention_turns_s"]) == len(lane["turns_s"]) == 1
-            assert 0 < lane["attention_s"] < lane["ttft_s"]
+        turns = {turn["method"]: turn for turn in batch["turns"]}
+        assert list(turns)[:2] == ["dense", "sdpa"]
+        assert len(turns) >= 2 + 12  # families
+        for label, turn in turns.items():
+            assert len(turn["attention_turns_s"]) == len(turn["turns_s"]) == 1
+            assert 0 < turn["attention_s"] < turn["ttft_s"]
             if label != "sdpa":  # each text of a batch is decided on as it is by itself
-                assert lane["skip_ratio"] == pytest.approx(skipped[label, batch["source"]], abs=1e-3)
+                assert turn["skip_ratio"] == pytest.approx(skipped[label, batch["source"]], abs=1e-3)
     [table] = (store / "tables").glob("equal_kl-*.csv")
     rows = pd.read_csv(table)
     assert len(rows) == 2 * (2 + 2 * 12)
@@ -133,15 +133,15 @@ def test_it_is_planned_once_the_divergences_are_known(command, model_folder, com
 
 def test_a_run_that_was_stopped_goes_on_at_the_batch_it_was_at(command, model_folder, store, monkeypatch):
     arguments = (*ONE, "equal_kl.batch=1", f"model.path={model_folder}", QUIET, f"results={store}")
-    measure, calls = equal_kl.Place.measure, []
+    measure, calls = equal_kl.Turns.measure, []
 
-    def stopped(self, tokens, lanes):
+    def stopped(self, tokens, turns):
         calls.append(tokens.shape)
         if len(calls) == 2:
             raise KeyboardInterrupt
-        return measure(self, tokens, lanes)
+        return measure(self, tokens, turns)
 
-    monkeypatch.setattr(equal_kl.Place, "measure", stopped)
+    monkeypatch.setattr(equal_kl.Turns, "measure", stopped)
     with pytest.raises(KeyboardInterrupt):
         command(*arguments)
     assert [batch["id"] for batch in batches(store)] == ["noise-900-0"]
@@ -160,17 +160,17 @@ def test_ratios_are_of_the_same_turn_and_a_method_without_memory_is_named():
         "chosen": [choice | {"method": x, "strength": "k=1", "label": f"{x} k=1"} for x in ("bsfa", "greedy")],
     }
 
-    def lane(method: str, *turns: float) -> dict:
+    def turn(method: str, *turns: float) -> dict:
         return {"method": method, "attention_turns_s": turns, "turns_s": [2 * x for x in turns], "skip_ratio": 0.5}
 
     def batch(name: str, scale: float) -> dict:
-        lanes = [
-            lane("dense", 8 * scale, 4 * scale),
-            lane("sdpa", 4 * scale, 2 * scale),
-            lane("bsfa k=1", scale, scale),
+        turns = [
+            turn("dense", 8 * scale, 4 * scale),
+            turn("sdpa", 4 * scale, 2 * scale),
+            turn("bsfa k=1", scale, scale),
         ]
-        lanes.append({"method": "greedy k=1", "out_of_memory": "CUDA out of memory."})
-        return {"id": name, "source": "prose", "length": 900, "texts": ["a", "b"], "lanes": lanes}
+        turns.append({"method": "greedy k=1", "out_of_memory": "CUDA out of memory."})
+        return {"id": name, "source": "prose", "length": 900, "texts": ["a", "b"], "turns": turns}
 
     rows = equal_kl_report.tabulate(config, [batch("a", 1.0), batch("b", 10.0)])
     assert list(rows["method"]) == ["sdpa", "dense", "bsfa", "greedy"]
@@ -192,7 +192,7 @@ def test_ratios_are_of_the_same_turn_and_a_method_without_memory_is_named():
         ("equal_kl.bounds=[0.02,0.02]", "holds a number twice"),
         ("equal_kl.batch=0", "equal_kl.batch=0"),
         ("equal_kl.repeats=0", "equal_kl.repeats=0"),
-        ("equal_kl.baselines=[fa9]", "equal_kl.baselines: ['fa9'] is none of upstream_torch_flash"),
+        ("equal_kl.baselines=[fa9]", "equal_kl.baselines=['fa9'] must hold some of upstream_torch_flash"),
         ("streams.samples=3", "equal_kl.batch=2 must divide streams.samples=3, or be more"),
         ("method=dense", "equal_kl times methods that have a strength"),
     ],

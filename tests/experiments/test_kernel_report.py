@@ -60,3 +60,38 @@ def test_a_limit_that_another_device_reached_is_said_to_be(tmp_path, device, sai
     write(tmp_path, 1024, device=device)
     [chapter] = kernel_report.chapters(tmp_path)
     assert (f"not measured on {device}" in chapter.tables[0].below) == said
+
+
+def test_where_all_rows_have_the_same_baselines_the_note_names_those_that_the_best_is_of(tmp_path):
+    run = Store(tmp_path).run("kernel", {"kernel": {"dtype": "bfloat16", "repeats": 3}, "device": "a GPU"})
+    with run.writing({"device": "a GPU"}) as writer:
+        writer.append({**SAMPLE, "id": "a", "pattern": "random", "baseline_ms": {"fa2": 4.0, "cudnn": 3.0}})
+    [chapter] = kernel_report.chapters(tmp_path)
+    assert "Best dense: of fa2, cudnn in every row." in chapter.tables[0].below
+    assert "best_dense_of" not in chapter.tables[0].shown
+
+
+def test_the_best_dense_attention_says_of_which_and_the_table_which_did_not_run(tmp_path):
+    grid = {"lengths": [1024], "dtype": "bfloat16", "repeats": 3, "kernel": None, "baselines": ["fa2", "fa3", "flex"]}
+    run = Store(tmp_path).run("kernel", {"kernel": grid, "device": "a GPU"})
+    failed = {"fa3": "CUDA out of memory. Tried to allocate 32.00 GiB.", "flex": "No module named 'triton'"}
+    with run.writing({"device": "a GPU"}) as writer:
+        for length, times, more in (
+            (1024, {"fa2": 4.0, "fa3": 3.0, "flex": 5.0}, {"baselines_failed": {}}),
+            (2048, {"fa2": 4.0}, {"baselines_failed": failed}),
+            (4096, {"fa2": 4.0, "flex": 3.0}, {}),  # a record of before reasons were kept
+        ):
+            shape = {"id": str(length), "length": length, "pattern": "random", "baseline_ms": times}
+            writer.append({**SAMPLE, **shape, **more})
+    [chapter] = kernel_report.chapters(tmp_path)
+    [table] = chapter.tables
+    rows, shown = table.rows.set_index("length"), table.shown.set_index("length")
+    assert rows["best_dense_of"].tolist() == ["fa2, fa3, flex", "fa2", "fa2, flex"]
+    assert rows["best_dense"].tolist() == ["fa3", "fa2", "flex"]
+    assert rows.loc[2048, "fa3_failed"] == failed["fa3"]
+    assert shown["best_dense_of"].tolist() == rows["best_dense_of"].tolist()
+    assert shown["fa3_ms"].tolist() == ["3", "out of memory", "not run"]
+    assert shown["flex_ms"].tolist() == ["5", "not run", "3"]
+    assert "fa3 did not run at 2,048 tokens, head size 128: CUDA out of memory" in table.below
+    assert "flex did not run at 2,048 tokens, head size 128: No module named 'triton'" in table.below
+    assert "fa3 did not run at 4,096 tokens, head size 128: the record does not say why" in table.below

@@ -161,6 +161,7 @@ def test_lm_eval_may_be_absent(command, model_folder, tasks, monkeypatch):
     ("setting", "message"),
     [
         ("tasks=[]", "tasks=[] names no task"),
+        ("tasks=tiny_choose", "tasks=tiny_choose must be a list"),
         ("tasks=[tiny_nothing]", "has no task tiny_nothing"),
         ("lm_eval.limit=0", "lm_eval.limit=0"),
         ("lm_eval.lengths=[]", "lm_eval.lengths=[]"),

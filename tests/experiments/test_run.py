@@ -194,11 +194,56 @@ def test_prompts_in_chunks_are_answered_as_in_one_piece_and_recorded_apart(comma
     assert (apart.samples["ttft_s"] > apart.samples["attention_s"]).all()
 
 
-def test_a_method_that_wants_a_prompt_whole_is_refused_before_anything_is_calibrated(command, model_folder, tmp_path):
-    arguments = ("experiment=niah", "profile=quick", "method=rivals", "task.lengths=[1024]", QUIET)
+@pytest.mark.parametrize(
+    ("method", "message"),
+    [
+        ("rivals", "flashprefill, flexprefill, minference, spargeattn, spargeattn_topk wants"),
+        ("minference_searched", "minference_searched wants"),
+        ("upstream_cudnn", "upstream_cudnn wants"),
+        ("upstream_torch_flash", "upstream_torch_flash wants"),
+    ],
+)
+@pytest.mark.parametrize("experiment", [("niah", "task.lengths=[1024]"), ("ttft", "ttft.lengths=[1024]")])
+def test_a_method_that_wants_a_prompt_whole_is_refused_before_a_model_is_loaded(
+    command, model_folder, tmp_path, monkeypatch, experiment, method, message
+):
+    monkeypatch.setattr(ModelSource, "load", None)
+    name, lengths = experiment
+    arguments = (f"experiment={name}", lengths, "profile=quick", f"method={method}", QUIET)
     ended = command(*arguments, "prefill.chunk=512", f"model.path={model_folder}", f"results={tmp_path}")
-    assert "prefill.chunk=512: flashprefill, flexprefill, minference, spargeattn, spargeattn_topk wants" in ended.error
+    assert f"prefill.chunk=512: {message}" in ended.error
     assert not snapshot(tmp_path)
+
+
+@pytest.mark.parametrize(
+    ("arguments", "message"),
+    [
+        (("method=streaming_llm", "method.local_blocks=-1"), "local_blocks=-1"),
+        (("method=flashprefill", "+method.colour=red"), "method flashprefill has no colour; it has alpha, sink_blocks"),
+        (("method=bsfa", "method.k=2", "+method.colour=red"), "method bsfa has no colour; it has thresholds, k"),
+    ],
+)
+def test_a_parameter_that_makes_no_sense_is_refused_before_a_model_is_loaded(
+    command, model_folder, tmp_path, monkeypatch, arguments, message
+):
+    monkeypatch.setattr(ModelSource, "load", None)
+    ended = command("experiment=niah", *DENSE, *arguments, f"model.path={model_folder}", f"results={tmp_path}")
+    assert message in ended.error
+
+
+def test_a_damaged_file_of_the_store_is_named_with_the_way_out(command, model_folder, finished_copy):
+    arguments = ("experiment=niah", f"model.path={model_folder}", *SMALL, KS, QUIET, f"results={finished_copy}")
+    [dense] = [file for file in finished_copy.glob("niah/*/samples.jsonl") if '"method": "dense"' in file.read_text()]
+    dense.with_name("summary.json").unlink()
+    dense.with_name("env.json").write_text("[")
+    assert f"{dense.with_name('env.json')} is damaged; move it away" in command(*arguments).error
+    dense.with_name("env.json").unlink()
+    [table] = finished_copy.glob("calibrate/*/thresholds.safetensors")
+    table.write_bytes(b"torn")
+    error = command(*arguments, "task.seed=7").error
+    assert f"calibrate again: remove {table}, and the same command does" in error
+    table.unlink()
+    assert command(*arguments).status == 0
 
 
 def test_a_torn_last_record_is_made_again_and_no_other(command, model_folder, finished_copy):
@@ -480,7 +525,7 @@ def test_calibration_texts_beyond_the_models_positions_are_refused(command, mode
     [
         (("task.lengths=512",), "task.lengths=512 must be a list"),
         (("task.depths=0",), "task.depths=0"),
-        (("task.haystacks=[lorem]",), "none of prose, noise"),
+        (("task.haystacks=[lorem]",), "must hold some of prose, noise"),
         (("task.lengths=[100]",), "does not fit"),
         (("model.dtype=int4",), "float32, bfloat16, float16"),
         (("task.seed=one",), "task.seed=one must be a whole number"),
@@ -488,15 +533,38 @@ def test_calibration_texts_beyond_the_models_positions_are_refused(command, mode
         (("backend=cuda",), "'cuda' needs tensors on a CUDA device, got cpu"),
         (("model.path=",), "model.path= is empty"),
         (("method=bsfa", "method.k=2", "calibration.data=[]"), "calibration.data=[] names no texts"),
-        (("method=streaming_llm", "method.local_blocks=-1"), "local_blocks=-1"),
         (("tracker=wandb", "tracker.mode=loud"), "tracker.mode=loud"),
         (("method=bsfa", "method.k=2", "calibration.data=lorem"), "prose, noise, mixed"),
+        (("method=bsfa", "method.k=2", "calibration.data=[3]"), "calibration.data=[3] names no texts"),
+        (("method=bsfa", "method.k=2", "calibration.length=1"), "calibration.length=1: one token is a decode step"),
+        (("method=bsfa", "method.k=2", "method.calibrated=null"), "method.calibrated=null"),
+        (("method=fisher_share", "method.calibrated.tail=x"), "method.calibrated.tail=x must be a whole number"),
+        (("task.haystacks=[noise,noise]",), "task.haystacks holds noise twice"),
+        (("task.haystacks=noise",), "task.haystacks=noise must hold some of prose, noise"),
+        (("batch=true",), "batch=True must be a whole number"),
+        (("own_gpu=perhaps",), "own_gpu=perhaps must be true or false"),
+        (("method=streaming_llm", "method.knob=nope"), "method.knob=nope is none of"),
+        (("method=streaming_llm", "method._target_=bsfa.methods.Nope"), "is no method's class"),
+        (("+method.name=3",), "method.name=3 must be text"),
+        (("method=compare", "method.members.dense=null"), "~method.members.dense leaves it out"),
+        (
+            ("method=compare", "method.members.bsfa.k=[2]", "+method.members.dense.name=sdpa"),
+            "method: sdpa is there twice",
+        ),
+        (("model.device=null",), "a setting is of the wrong type"),
+        (("tracker=wandb", "tracker.project=3"), "tracker.project=3 must be text"),
     ],
 )
 def test_a_setting_that_makes_no_sense_is_named(command, model_folder, tmp_path, arguments, message):
     ended = command("experiment=niah", *DENSE, *FEW, f"model.path={model_folder}", f"results={tmp_path}", *arguments)
     assert message in ended.error
     assert not runs(tmp_path)
+
+
+def test_records_have_no_place_in_a_folder_without_a_name(command, model_folder):
+    for value in ("", "null", "[a]"):
+        assert "results=" in command("experiment=niah", *DENSE, f"model.path={model_folder}", f"results={value}").error
+    assert list(Path.cwd().iterdir()) == []
 
 
 @pytest.mark.skipif(torch.cuda.is_available(), reason="a GPU is what this profile wants")

@@ -4,13 +4,17 @@ import json
 import socket
 import sys
 from collections.abc import Iterator
+from contextlib import contextmanager
 from pathlib import Path
+from unittest.mock import MagicMock
 
 import pytest
 
+from experiments.models import ModelSource
 from experiments.records import Run, Store
-from experiments.tracking import Wandb, split
-from tests.experiments.conftest import QUIET
+from experiments.tracking import Untracked, Wandb, split
+from experiments.unavailable import Unavailable, each
+from tests.experiments.conftest import CALIBRATION, QUIET
 
 DENSE = ("profile=quick", "method=dense")
 TINY = (*DENSE, "task.haystacks=[noise]", "task.lengths=[448]", "task.depths=2", "task.samples=1")
@@ -96,9 +100,9 @@ def test_wandb_takes_the_summary_of_every_experiment(tmp_path, no_home, outside)
     wandb = pytest.importorskip("wandb")
     tracker = Wandb("offline", "bsfa", str(tmp_path))
     content = {}
-    for experiment, summary in SUMMARIES.items():
+    for experiment in SUMMARIES:
         run = finished(tmp_path, experiment)
-        tracker.run(run, experiment, summary)
+        tracker.run(run, experiment)
         [file] = tmp_path.glob(f"wandb/offline-run-*-{run.id}/*.wandb")
         content[experiment] = file.read_bytes()
     wandb.teardown()
@@ -108,6 +112,50 @@ def test_wandb_takes_the_summary_of_every_experiment(tmp_path, no_home, outside)
     assert json.loads(table.read_text())["data"] == [[512, 1.5, None], [640, None, "20 GiB"]]
     for run in content.values():
         assert b"samples.jsonl" in run
+
+
+@pytest.fixture
+def shown(monkeypatch) -> list[str]:
+    """W&B without a network while the list is empty; afterwards, what it was shown."""
+    wandb = pytest.importorskip("wandb")
+    calls: list[str] = []
+
+    @contextmanager
+    def session(self, *, name, **options):
+        if not calls:
+            raise wandb.errors.CommError("Timed out while retrying\nConsider increasing")
+        calls.append(name)
+        yield MagicMock()
+
+    monkeypatch.setattr(Wandb, "_open", session)
+    return calls
+
+
+def test_a_run_that_wandb_did_not_take_is_complete_and_shown_by_the_next_command(
+    command, model_folder, tmp_path, shown, monkeypatch
+):
+    asked = ("experiment=niah", *TINY, "method=compare", "method.members.bsfa.k=[1]", *CALIBRATION[1:])
+    online = ("tracker=wandb", "tracker.mode=online", f"model.path={model_folder}", f"results={tmp_path / 'r'}")
+    error = command(*asked, *online).error
+    assert "W&B (online, project bsfa) did not take" in error
+    assert "(Timed out while retrying). It is safe here" in error
+    assert len(list(tmp_path.glob("r/niah/*/summary.json"))) == 4  # of all methods
+    monkeypatch.setattr(ModelSource, "load", None)  # nothing is left to measure
+    shown.append("the network is back")
+    for _ in range(2):  # once shown is shown
+        assert command(*asked, *online).status == 0
+        assert sorted(shown[1:]) == ["bsfa k=1 (prose)", "dense", "sdpa", "streaming_llm local_blocks=4"]
+    elsewhere = command(*asked, *online, "tracker.project=other")
+    assert elsewhere.status == 0, elsewhere.err
+    assert len(shown) == 9
+
+
+def test_a_task_that_was_not_tracked_costs_no_other_its_turn():
+    def run(name: str) -> None:
+        raise {"a": Untracked("no network"), "b": Unavailable("no data")}[name]
+
+    with pytest.raises(Unavailable, match=r"^complete, but not tracked: a \(no network\); not run: b \(no data\)$"):
+        each(["a", "b"], run)
 
 
 def test_nested_summaries_are_tables_and_flat_numbers():

@@ -11,10 +11,10 @@ import torch
 
 from bsfa import Gate
 from bsfa.methods import Call, StreamingLLM
-from experiments import ttft, ttft_report
+from experiments import ttft_report, ttft_turns
 from experiments.at_skip import quantiles
 from experiments.models import ModelSource
-from experiments.records import read_samples
+from experiments.records import Run, read_samples
 from tests.experiments.conftest import QUIET
 
 SHAPE = {
@@ -98,17 +98,42 @@ def test_a_length_that_does_not_fit_costs_one_cell_and_says_what_it_asked_for(co
     assert "streaming_llm local_blocks=4 at 640: CUDA out of memory. Tried to allocate 20.00 GiB." in ended.out
 
 
-def test_a_run_that_was_stopped_goes_on_at_the_length_it_was_at(command, tmp_path, monkeypatch):
-    arguments = (*SMALL, "ttft.skips=[]", "ttft.baselines=[]", f"results={tmp_path}")
-    measure = ttft.Place.measure
+def test_a_cell_that_another_process_lost_is_recorded_and_not_measured_again(command, tmp_path, monkeypatch):
+    arguments = (*SMALL, "ttft.skips=[]", "ttft.baselines=[sdpa]", f"results={tmp_path}")
+    measure = ttft_turns.Turns.measure
 
-    def stopped(self, tokens, lanes):
+    def loses(self, tokens, contenders):
         if tokens.shape[1] == 640:
-            raise KeyboardInterrupt
-        return measure(self, tokens, lanes)
+            [run] = [Run(folder, {}) for folder in tmp_path.glob("ttft/*")]
+            shared = {"task": "ttft", "length": 640, "method": "dense", "prompt": "random", "process": "theirs"}
+            run.lose({"id": "640/dense", **shared, "out_of_memory": "CUDA out of memory."})
+            assert run.done() == {"512/dense", "512/sdpa", "640/dense"}
+            raise RuntimeError("Connection closed by peer")
+        return measure(self, tokens, contenders)
 
     with monkeypatch.context() as patch:
-        patch.setattr(ttft.Place, "measure", stopped)
+        patch.setattr(ttft_turns.Turns, "measure", loses)
+        ended = command(*arguments)
+    assert (ended.status, "error" in ended.err) == (2, False)  # the other process has said why
+    again = command(*arguments)
+    assert again.status == 0, again.err
+    found = samples(tmp_path)
+    assert found["640/dense"]["out_of_memory"] == "CUDA out of memory."
+    assert found["640/sdpa"]["process"] not in ("theirs", found["512/sdpa"]["process"])
+    assert len(found) == 4
+
+
+def test_a_run_that_was_stopped_goes_on_at_the_length_it_was_at(command, tmp_path, monkeypatch):
+    arguments = (*SMALL, "ttft.skips=[]", "ttft.baselines=[]", f"results={tmp_path}")
+    measure = ttft_turns.Turns.measure
+
+    def stopped(self, tokens, contenders):
+        if tokens.shape[1] == 640:
+            raise KeyboardInterrupt
+        return measure(self, tokens, contenders)
+
+    with monkeypatch.context() as patch:
+        patch.setattr(ttft_turns.Turns, "measure", stopped)
         with pytest.raises(KeyboardInterrupt):
             command(*arguments)
     first = samples(tmp_path)["512/dense"]
@@ -148,7 +173,9 @@ def test_chunks_are_another_run_and_read_every_token(command, tmp_path):
         ("ttft.skips=[1.0]", "ttft.skips=[1.0] must be shares"),
         ("ttft.lengths=[0]", "ttft.lengths=[0]"),
         ("ttft.lengths=[4096]", "beyond the model's 2048 positions; lower ttft.lengths"),
-        ("ttft.baselines=[fa9]", "is none of upstream_torch_flash"),
+        ("ttft.baselines=[fa9]", "ttft.baselines=['fa9'] must hold some of upstream_torch_flash"),
+        ("ttft.lengths=[1,512]", "one token is a decode step"),
+        ("ttft.baselines=sdpa", "ttft.baselines=sdpa must hold some of"),
         ("ttft.lengths=[512,512]", "ttft.lengths=[512, 512] holds a number twice"),
         ("ttft.skips=[0.8,0.801]", "set to skip 80% would be two"),
         ("ttft.prompt=poem", "ttft.prompt=poem is none of random, prose"),

@@ -1,0 +1,126 @@
+"""What `experiment=ttft` measures, before a model is loaded: the grid, its methods, its run."""
+
+from __future__ import annotations
+
+import dataclasses
+from collections.abc import Sequence
+from dataclasses import dataclass
+from pathlib import Path
+
+import torch
+from hydra.utils import instantiate
+from omegaconf import DictConfig
+
+from bsfa.attention import pick_backend
+from bsfa.errors import InputError
+from experiments import checks, environment
+from experiments.at_skip import AtSkip
+from experiments.baselines import BASELINES
+from experiments.methods import Variant, variants
+from experiments.models import Loaded, ModelSource
+from experiments.prefill import Prefill
+from experiments.records import Run, Store
+from experiments.tasks import text
+
+PROMPTS = ("random", "prose")
+
+
+@dataclass(frozen=True)
+class Grid:
+    """What to measure; see ``conf/experiment/ttft.yaml``.
+
+    Raises
+    ------
+    InputError
+        A value that cannot be measured.
+    """
+
+    lengths: Sequence[int]
+    skips: Sequence[float]
+    baselines: Sequence[str]
+    prompt: str
+    repeats: int
+    seed: int
+
+    def __post_init__(self) -> None:
+        checks.counts("ttft.lengths", self.lengths)
+        checks.count("ttft.repeats", self.repeats)
+        checks.seed("ttft.seed", self.seed)
+        checks.shares("ttft.skips", self.skips, least=0)
+        if 1 in self.lengths:
+            raise InputError(f"ttft.lengths={self.lengths}: one token is a decode step and no prompt; take 2 or more")
+        checks.names("ttft.baselines", self.baselines, BASELINES, least=0)
+        if self.prompt not in PROMPTS:
+            raise InputError(f"ttft.prompt={self.prompt} is none of {', '.join(PROMPTS)}")
+
+    def tokens(self, loaded: Loaded, length: int) -> torch.Tensor:
+        """A prompt, int64 (1, length)."""
+        if self.prompt == "random":
+            vocabulary = loaded.model.config.get_text_config(decoder=True).vocab_size
+            generator = torch.Generator().manual_seed(self.seed)
+            return torch.randint(vocabulary, (1, length), generator=generator)
+        return torch.tensor([text.running(loaded.tokenizer, text.prose("evaluate"), length, self.seed)])
+
+
+@dataclass(frozen=True)
+class Plan:
+    """One configuration's run, before the model is loaded.
+
+    Raises
+    ------
+    InputError
+        Two rows of one name, such as shares of ``skips`` that are the same in per cent.
+    """
+
+    grid: Grid
+    prefill: Prefill
+    source: ModelSource
+    store: Store
+    planned: Sequence[Variant]
+    record: Run
+
+    def __post_init__(self) -> None:
+        labels = self.labels()
+        if twice := sorted({label for label in labels if labels.count(label) > 1}):
+            raise InputError(f"ttft measures a row a method and {', '.join(twice)} would be two; leave one of them out")
+
+    @classmethod
+    def of(cls, cfg: DictConfig) -> Plan:
+        prefill: Prefill = instantiate(cfg.prefill)
+        source: ModelSource = instantiate(cfg.model)
+        prompt = cfg.ttft.prompt or ("random" if source.init == "random" else "prose")
+        grid: Grid = instantiate(cfg.ttft, prompt=prompt, _convert_="all")
+        store = Store(Path(cfg.results))
+        planned = variants(cfg, store, source)
+        prefill.check(planned, max(grid.lengths))
+        own = [variant.label for variant in planned]
+        grid = dataclasses.replace(grid, baselines=[name for name in grid.baselines if name not in own])
+        identity = {
+            "ttft": dataclasses.asdict(grid),
+            "model": source.identity(),
+            "methods": [variant.identity() for variant in planned],
+            "backend": pick_backend(cfg.backend, source.torch_device),
+            "device": environment.device_name(source.torch_device),
+            **({"processes": source.processes} if source.processes > 1 else {}),
+            **prefill.identity(),
+        }
+        return cls(grid, prefill, source, store, planned, store.run("ttft", identity))
+
+    def labels(self) -> list[str]:
+        """The rows of the table."""
+        sets = [set_label(skip) for skip in self.grid.skips]
+        return [*(variant.label for variant in self.planned), *sets, *self.grid.baselines]
+
+    def ids(self) -> list[str]:
+        """The samples."""
+        return [sample_id(length, label) for length in self.grid.lengths for label in self.labels()]
+
+
+def set_label(skip: float) -> str:
+    """Of BSFA's gate set to a skip ratio."""
+    return f"{AtSkip.name} set to skip {skip:.0%}"
+
+
+def sample_id(length: int, label: str) -> str:
+    """Of a length's cell."""
+    return f"{length}/{label}"
