@@ -45,7 +45,7 @@ report: $(READY) ## tables and figures again, from the records alone
 	$(PY) run.py experiment=report $(STORE)
 
 test: $(READY) ## the tests that need no GPU
-	$(PY) -m pytest -m "not gpu"
+	$(PY) -m pytest -n 2 --dist worksteal -m "not gpu"
 
 test-gpu: $(READY) ## the tests that need one
 	$(PY) -m pytest -m gpu
