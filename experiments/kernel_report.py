@@ -11,10 +11,9 @@ from matplotlib.figure import Figure
 
 from experiments import looks, style
 from experiments.chapters import Chapter, Drawing, Table
+from experiments.peak import MATMUL_DEVICE, MATMUL_TFLOPS
 from experiments.records import read_runs
 
-# Dense over (QK plus the kept share of PV), both at a rate that a large matrix product reached on this device.
-MATMUL_TFLOPS, MATMUL_DEVICE = 778.0, "NVIDIA H200"
 BEST = "best"  # what a run has that names no kernel
 SHAPE = ("length", "head_size", "q_heads", "kv_heads", "pattern")
 NOTE = (
@@ -79,6 +78,7 @@ def tabulate(samples: list[dict[str, Any]]) -> pd.DataFrame:
     for sample in samples:
         name, best = min(sample["baseline_ms"].items(), key=lambda item: item[1], default=("", float("nan")))
         flops = 2.0 * sample["length"] ** 2 * sample["q_heads"] * sample["head_size"]  # dense, causal, both products
+        # Dense over (QK plus the kept share of PV), both at that rate.
         floor = flops * (1 - sample["skip_ratio"] / 2) / MATMUL_TFLOPS / 1e9
         rows.append(
             {

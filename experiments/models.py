@@ -10,7 +10,7 @@ from dataclasses import dataclass
 from importlib.metadata import PackageNotFoundError, version
 from importlib.util import find_spec
 from pathlib import Path
-from typing import Any
+from typing import TYPE_CHECKING, Any
 
 import torch
 from safetensors import SafetensorError
@@ -19,13 +19,15 @@ from transformers import (
     AutoModelForCausalLM,
     AutoTokenizer,
     PreTrainedConfig,
-    PreTrainedModel,
     PreTrainedTokenizerBase,
 )
 
 from bsfa.errors import InputError
 from experiments import gguf, random_weights
 from experiments.unavailable import Unavailable
+
+if TYPE_CHECKING:
+    from transformers import PreTrainedModel  # seconds to import: not before one is loaded
 
 log = logging.getLogger(__name__)
 DIGESTED_BYTES = 1 << 16  # at the start, the middle and the end of each file: enough to tell two models apart

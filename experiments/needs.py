@@ -8,8 +8,8 @@ from dataclasses import dataclass
 import torch
 from transformers import AutoModelForCausalLM, PreTrainedConfig
 
-from experiments.kernel_report import MATMUL_TFLOPS
 from experiments.models import DTYPES, ModelSource
+from experiments.peak import MATMUL_TFLOPS
 from experiments.plans import Planned
 
 GB = 1e9

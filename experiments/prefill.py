@@ -5,14 +5,17 @@ from __future__ import annotations
 import itertools
 from collections.abc import Iterable
 from dataclasses import dataclass
-from typing import Any
+from typing import TYPE_CHECKING, Any
 
 import torch
-from transformers import Cache, PreTrainedModel
+from transformers import Cache
 
 from bsfa.blocks import BLOCK_Q
 from bsfa.errors import InputError
 from bsfa.methods import Method
+
+if TYPE_CHECKING:
+    from transformers import PreTrainedModel
 
 
 @dataclass(frozen=True)

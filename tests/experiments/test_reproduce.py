@@ -6,6 +6,8 @@ import dataclasses
 import gc
 import re
 import shutil
+import subprocess
+import sys
 import weakref
 from pathlib import Path
 
@@ -237,3 +239,10 @@ def test_a_gpu_that_is_missing_is_missed_before_a_record_is_made(command, tmp_pa
 def test_a_missing_model_is_unavailable(model_folder, tmp_path):
     with pytest.raises(Unavailable, match="no model folder"):
         ModelSource("tiny", "float32", "cpu", path=str(tmp_path / "nowhere")).load()
+
+
+def test_nothing_to_do_brings_neither_models_nor_figures():
+    heavy = ("transformers.modeling_utils", "scipy.stats", "matplotlib", "wandb")
+    code = f"import run, sys, experiments.accuracy, experiments.standing; print(set(sys.modules) & set({heavy}))"
+    ended = subprocess.run([sys.executable, "-c", code], cwd=CONF.parent, capture_output=True, text=True, check=True)
+    assert ended.stdout == "set()\n"
