@@ -19,6 +19,8 @@ PY := $(VENV)/bin/python
 READY := $(VENV)/.ready
 endif
 
+DRY_RUN := $(if $(filter-out 0 no false,$(DRY)),dry=true)
+
 .DEFAULT_GOAL := help
 .PHONY: help setup reproduce report test test-gpu lint notebooks clean
 
@@ -37,13 +39,13 @@ $(READY): requirements.txt pyproject.toml
 endif
 
 reproduce: $(READY) ## calibrate, run the benchmark, write tables and figures; again: takes up where it stopped
-	$(PY) run.py experiment=reproduce $(STORE) $(if $(PROFILE),profile=$(PROFILE)) $(if $(DRY),dry=true) $(ARGS)
+	$(PY) run.py experiment=reproduce $(STORE) $(if $(PROFILE),profile=$(PROFILE)) $(DRY_RUN) $(ARGS)
 
 report: $(READY) ## tables and figures again, from the records alone
 	$(PY) run.py experiment=report $(STORE)
 
 test: $(READY) ## the tests that need no GPU
-	$(PY) -m pytest -m "not gpu"
+	$(PY) -m pytest -n 2 --dist worksteal -m "not gpu"
 
 test-gpu: $(READY) ## the tests that need one
 	$(PY) -m pytest -m gpu
@@ -57,6 +59,9 @@ notebooks: $(READY) ## run the notebooks on the records in results/, into result
 	@mkdir -p $(RESULTS)/notebooks
 	$(PY) -m jupyter execute --output='$(abspath $(RESULTS))/notebooks/{notebook_name}.ipynb' notebooks/*.ipynb
 
-clean: ## remove the environment and the caches; results stay
-	rm -rf .venv .pytest_cache .mypy_cache .ruff_cache .hypothesis
+clean: ## remove the environment that VENV names and the caches; results stay
+ifneq ($(VENV),none)
+	@[ ! -f "$(VENV)/pyvenv.cfg" ] || (set -x; rm -rf "$(VENV)")
+endif
+	rm -rf .pytest_cache .mypy_cache .ruff_cache .hypothesis
 	find . -name __pycache__ -type d -prune -exec rm -rf {} +

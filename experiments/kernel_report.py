@@ -107,6 +107,7 @@ def tabulate(samples: list[dict[str, Any]]) -> pd.DataFrame:
         times, failed = sample["baseline_ms"], sample.get("baselines_failed", {})
         name, best = min(times.items(), key=lambda item: item[1], default=("", float("nan")))
         flops = 2.0 * sample["length"] ** 2 * sample["q_heads"] * sample["head_size"]  # dense, causal, both products
+        # Dense over (QK plus the kept share of PV), both at that rate.
         floor = flops * (1 - sample["skip_ratio"] / 2) / MATMUL_TFLOPS / 1e9
         rows.append(
             {

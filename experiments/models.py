@@ -4,12 +4,13 @@ from __future__ import annotations
 
 import hashlib
 import json
+import logging
 import os
 from dataclasses import dataclass
 from importlib.metadata import PackageNotFoundError, version
 from importlib.util import find_spec
 from pathlib import Path
-from typing import Any
+from typing import TYPE_CHECKING, Any
 
 import torch
 from safetensors import SafetensorError
@@ -18,14 +19,17 @@ from transformers import (
     AutoModelForCausalLM,
     AutoTokenizer,
     PreTrainedConfig,
-    PreTrainedModel,
     PreTrainedTokenizerBase,
 )
 
 from bsfa.errors import InputError
-from experiments import random_weights
+from experiments import gguf, random_weights
 from experiments.unavailable import Unavailable
 
+if TYPE_CHECKING:
+    from transformers import PreTrainedModel  # seconds to import: not before one is loaded
+
+log = logging.getLogger(__name__)
 DIGESTED_BYTES = 1 << 16  # at the start, the middle and the end of each file: enough to tell two models apart
 AUTO, TP = "auto", "tp"
 INITS = ("pretrained", "random")
@@ -231,16 +235,17 @@ class ModelSource:
         if not self.path:
             self._package_version()
             found = find_spec((self.package or "").replace("-", "_"))  # not imported: only its file is wanted
-            return _gguf(Path(str(found and found.origin)).parent)
+            return _converted(_gguf(Path(str(found and found.origin)).parent))
         folder = Path(self.path)
         if folder.is_absolute() and not folder.exists():
             raise Unavailable(f"there is no model folder {folder}")
         if folder.is_dir() and not (folder / "config.json").is_file():
-            return _gguf(folder)
+            file = _gguf(folder)
+            return str(file.parent), {"gguf_file": file.name}
         return self.path, {"revision": self.revision} if self.revision else {}
 
 
-def _gguf(folder: Path) -> tuple[str, dict[str, str]]:
+def _gguf(folder: Path) -> Path:
     """The one GGUF file in a folder or below it.
 
     Raises
@@ -251,4 +256,13 @@ def _gguf(folder: Path) -> tuple[str, dict[str, str]]:
     files = sorted(folder.rglob("*.gguf"))
     if len(files) != 1:
         raise InputError(f"{folder} holds neither config.json nor one GGUF file (it holds {len(files)})")
-    return str(files[0].parent), {"gguf_file": files[0].name}
+    return files[0]
+
+
+def _converted(file: Path) -> tuple[str, dict[str, str]]:
+    """A small GGUF file that every command reads: by its copy in safetensors, where there can be one."""
+    try:
+        return str(gguf.converted(file)), {}
+    except (OSError, ValueError, SafetensorError) as error:
+        log.warning("%s stays as it is, which takes half a minute to read: %s", file.name, error)
+        return str(file.parent), {"gguf_file": file.name}

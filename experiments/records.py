@@ -91,7 +91,7 @@ class Run:
         with _full_disk_says_where(self.path), self._locked():
             if (self.path / "config.yaml").is_file():
                 _read_config(self.path / "config.yaml")
-            _write_whole(self.path / "config.yaml", yaml.safe_dump(self.config, sort_keys=False))
+            write_whole(self.path / "config.yaml", yaml.safe_dump(self.config, sort_keys=False))
             self._note_environment(environment)
             records = self.path / "samples.jsonl"
             _drop_torn_line(records)
@@ -132,7 +132,7 @@ class Run:
         except ValueError as error:
             raise InputError(f"{path} is damaged; move it away, the samples beside it stay") from error
         if environment not in known:
-            _write_whole(path, json.dumps([*known, environment], indent=1))
+            write_whole(path, json.dumps([*known, environment], indent=1))
 
 
 @dataclass
@@ -172,7 +172,7 @@ class Writer:
     def finish(self, summary: dict[str, Any]) -> None:
         """Mark the run complete."""
         with _full_disk_says_where(self.run.path):
-            _write_whole(self.run.path / "summary.json", json.dumps(summary, indent=1))
+            write_whole(self.run.path / "summary.json", json.dumps(summary, indent=1))
 
 
 def read_samples(path: Path) -> list[dict[str, Any]]:
@@ -233,7 +233,7 @@ def _drop_torn_line(path: Path) -> None:
             os.truncate(path, whole)
 
 
-def _write_whole(path: Path, text: str) -> None:
+def write_whole(path: Path, text: str) -> None:
     partial = path.with_name(f"{path.name}.partial")
     with partial.open("w", encoding="utf-8") as file:
         file.write(text)

@@ -23,6 +23,7 @@ from experiments import (
     paper,
     readable,
     results,
+    standing,
     suite_figures,
     suites,
     ttft_report,
@@ -36,6 +37,8 @@ from experiments.unavailable import Unavailable
 def run(cfg: DictConfig) -> None:
     """``python run.py experiment=report``: write ``tables/``, ``figures/`` and ``report.html``; print the main tables.
 
+    `experiments.standing` has what it was made from.
+
     Raises
     ------
     Unavailable
@@ -45,22 +48,27 @@ def run(cfg: DictConfig) -> None:
     """
     root = Path(cfg.results)
     tracker: Tracker = instantiate(cfg.tracker)
+    origin = standing.origin(root, cfg.tracker)
     found = {name: read(root) for name, read in CHAPTERS.items()}
     if not any(found.values()):
         commands = " or ".join(f"`python run.py experiment={name}`" for name in CHAPTERS)
         raise Unavailable(f"{root.resolve()} holds no records; run {commands} first")
     tables: list[Path] = []
     drawn: list[Path] = []
+    said: list[str] = []
     try:
+        standing.forget(root)
         for chapter in (chapter for several in found.values() for chapter in several):
             for paths, new in zip((tables, drawn), chapter.write(root), strict=True):
                 paths += new
-            print(chapter.main())
+            said.append(chapter.main())
+            print(said[-1])
         made = page.write(root, found)
+        tracker.report(tables, drawn, made)
+        standing.keep(root, origin, [*tables, *drawn, made], "\n".join(said))
     except OSError as error:
         raise InputError(f"cannot write the report below {root.resolve()}: {error}") from error
-    tracker.report(tables, drawn, made)
-    print(f"tables: {(root / 'tables').resolve()}\nfigures: {(root / 'figures').resolve()}\npage: {made.resolve()}")
+    print(standing.places(root))
 
 
 def needles(section: Section) -> Chapter:

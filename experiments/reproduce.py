@@ -26,6 +26,7 @@ log = logging.getLogger(__name__)
 OWN = ("experiment", "experiments", "dry")  # settings of this experiment
 GROUPS = ("profile", "model", "method", "tracker", "launcher")  # that every experiment has
 REPORT = "report"
+WHERE_IT_STANDS = "experiment.runner=experiments.standing.run"  # not drawn again from the same records
 
 
 def run(cfg: DictConfig) -> None:
@@ -44,7 +45,7 @@ def run(cfg: DictConfig) -> None:
         return
     with suppress(Unavailable):  # named when its turn has come
         show(configs)
-    configs[REPORT] = compose("config", [f"experiment={REPORT}", *_those_of(REPORT, _asked())])
+    configs[REPORT] = compose("config", [f"experiment={REPORT}", WHERE_IT_STANDS, *_those_of(REPORT, _asked())])
     unavailable.each(configs, lambda name: _finish(name, configs[name]))
 
 

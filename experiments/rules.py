@@ -10,7 +10,6 @@ from typing import TYPE_CHECKING, Any, ClassVar, Protocol
 
 import torch
 from omegaconf import DictConfig
-from transformers import PreTrainedModel
 
 import bsfa
 from bsfa import Cuts, Thresholds
@@ -18,10 +17,11 @@ from bsfa.errors import InputError
 from bsfa.methods.blasst import BlasstFit
 from bsfa.methods.fisher_share import check_strength
 from bsfa.patterns import Patterns
-from bsfa.rivals import fit_blasst, search_patterns
 from experiments import checks
 
 if TYPE_CHECKING:
+    from transformers import PreTrainedModel
+
     from experiments.calibrate import Calibration
 
 SEARCHED_LENGTH = 30_000  # tokens at which the sizes of MInference's candidates cost about the same
@@ -172,6 +172,8 @@ class BlasstRule(Rule):
         """Any text and any share will do."""
 
     def make(self, model: PreTrainedModel, texts: list[torch.Tensor], calibration: Calibration) -> Table:
+        from bsfa.rivals import fit_blasst  # brings transformers' models, which take seconds to import
+
         return fit_blasst(model, texts)
 
     def load(self, path: Path) -> BlasstFit:
@@ -189,6 +191,8 @@ class PatternRule(Rule):
         """Any text and any ratio will do."""
 
     def make(self, model: PreTrainedModel, texts: list[torch.Tensor], calibration: Calibration) -> Table:
+        from bsfa.rivals import search_patterns
+
         return search_patterns(model, texts, ratio=calibration.length / SEARCHED_LENGTH)
 
     def load(self, path: Path) -> str:

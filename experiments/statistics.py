@@ -7,7 +7,7 @@ from typing import Any
 
 import numpy as np
 import pandas as pd
-from scipy.stats import binomtest, bootstrap
+import scipy  # its `stats` takes a second to import, when first asked for
 
 LEVEL = 0.95
 RESAMPLES = 2000
@@ -17,7 +17,7 @@ def mean_interval(scores: Sequence[float]) -> tuple[float, float]:
     """Interval of a mean: Wilson for scores of 0 and 1, bootstrap (percentile) otherwise."""
     values = np.asarray(scores, dtype=float)
     if np.isin(values, (0.0, 1.0)).all():
-        interval = binomtest(int(values.sum()), len(values)).proportion_ci(LEVEL, method="wilson")
+        interval = scipy.stats.binomtest(int(values.sum()), len(values)).proportion_ci(LEVEL, method="wilson")
         return float(interval.low), float(interval.high)
     return bootstrap_interval(values)
 
@@ -62,7 +62,7 @@ def bootstrap_interval(scores: Sequence[float] | np.ndarray) -> tuple[float, flo
         return float("nan"), float("nan")
     if len(values) < 2 or np.ptp(values) == 0.0:
         return float(values.mean()), float(values.mean())
-    found = bootstrap(
+    found = scipy.stats.bootstrap(
         (values,), np.mean, confidence_level=LEVEL, n_resamples=RESAMPLES, method="percentile", rng=0
     ).confidence_interval
     return float(found.low), float(found.high)

@@ -12,6 +12,7 @@ import os
 from collections.abc import Iterator
 from contextlib import contextmanager
 from dataclasses import dataclass
+from importlib.util import find_spec
 from pathlib import Path
 from typing import Any, ClassVar, Protocol
 
@@ -84,10 +85,8 @@ class Wandb:
             raise InputError(f"tracker.mode={self.mode} is neither offline nor online; tracker=none switches it off")
         checks.text("tracker.project", self.project)
         checks.text("tracker.folder", self.folder)
-        try:
-            import wandb  # noqa: F401
-        except ImportError as error:
-            raise InputError("tracker=wandb needs wandb: pip install wandb, or use tracker=none") from error
+        if find_spec("wandb") is None:  # importing it takes seconds, and a call may have nothing to track
+            raise InputError("tracker=wandb needs wandb: pip install wandb, or use tracker=none")
 
     def run(self, run: Run, label: str) -> None:
         import wandb

@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import io
+import os
 import shutil
 import sys
 from collections.abc import Callable
@@ -12,6 +13,7 @@ from pathlib import Path
 
 import absl.logging
 import pytest
+from filelock import FileLock
 
 import run
 
@@ -92,33 +94,35 @@ def command(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> Callable[..., En
     return run_here
 
 
-def reported(results: Path, *commands: tuple[str, ...]) -> Path:
-    """A folder with the records of some commands and their report."""
-    for arguments in (*commands, ("experiment=report",)):
-        ended = run_here(*arguments, QUIET, f"results={results}")
-        assert ended.status == 0, ended.err
+def reported(factory: pytest.TempPathFactory, name: str, *commands: tuple[str, ...]) -> Path:
+    """A folder with the records of some commands and their report, made once for all processes of pytest-xdist."""
+    session = factory.getbasetemp().parent if "PYTEST_XDIST_WORKER" in os.environ else factory.getbasetemp()
+    results, made = session / name / "results", session / name / "made"
+    results.mkdir(parents=True, exist_ok=True)
+    with FileLock(session / name / ".lock"):
+        for arguments in () if made.exists() else (*commands, ("experiment=report",)):
+            ended = run_here(*arguments, QUIET, f"results={results}")
+            assert ended.status == 0, ended.err
+        made.touch()
     return results
 
 
 @pytest.fixture(scope="session")
 def finished(tmp_path_factory: pytest.TempPathFactory, model_folder: Path) -> Path:
     """A results folder with every method's records and a report. Read only: `finished_copy` is for writing."""
-    results = tmp_path_factory.mktemp("finished") / "results"
-    return reported(results, ("experiment=niah", f"model.path={model_folder}", *SMALL, KS))
+    return reported(tmp_path_factory, "finished", ("experiment=niah", f"model.path={model_folder}", *SMALL, KS))
 
 
 @pytest.fixture(scope="session")
 def compared(tmp_path_factory: pytest.TempPathFactory, model_folder: Path) -> Path:
     """A results folder with every method's fidelity to dense attention and a report. Read only."""
-    results = tmp_path_factory.mktemp("compared") / "results"
-    return reported(results, (*FRONTIER, f"model.path={model_folder}"))
+    return reported(tmp_path_factory, "compared", (*FRONTIER, f"model.path={model_folder}"))
 
 
 @pytest.fixture(scope="session")
 def suites_finished(tmp_path_factory: pytest.TempPathFactory, model_folder: Path) -> Path:
     """A results folder with every method's records of the suites and a report. Read only."""
-    results = tmp_path_factory.mktemp("suites") / "results"
-    return reported(results, *((*suite, *SUITE, f"model.path={model_folder}") for suite in SUITES))
+    return reported(tmp_path_factory, "suites", *((*suite, *SUITE, f"model.path={model_folder}") for suite in SUITES))
 
 
 @pytest.fixture

@@ -5,13 +5,19 @@ from __future__ import annotations
 import dataclasses
 import gc
 import re
+import shutil
+import subprocess
+import sys
 import weakref
+from pathlib import Path
 
 import pytest
 import torch
 from hydra import compose, initialize_config_dir
 from hydra.utils import instantiate
+from omegaconf import OmegaConf
 
+from experiments import standing
 from experiments.models import ModelSource
 from experiments.needs import Size, describe
 from experiments.unavailable import Unavailable, each
@@ -51,13 +57,65 @@ def test_a_dry_run_says_of_every_run_whether_it_is_complete_and_changes_nothing(
     ]
 
 
-@pytest.mark.usefixtures("no_model")
-def test_a_second_call_finds_everything_done_and_ends_with_the_report(command, model_folder, finished_copy):
+@pytest.fixture
+def again(command, model_folder, finished_copy):
+    """Calls it once more on a finished folder."""
     asked = (f"model.path={model_folder}", *SMALL, KS, f"results={finished_copy}", QUIET)
-    ended = command(REPRODUCE, *asked)
+    return lambda: command(REPRODUCE, *asked)
+
+
+def main_table(results: Path) -> str:
+    [main] = [file for file in results.glob("tables/*.md") if not file.stem.endswith(("-cells", "-paper"))]
+    return main.read_text().split("\n", 2)[2]
+
+
+@pytest.mark.usefixtures("no_model")
+def test_a_second_call_finds_everything_done_draws_nothing_and_ends_with_the_report(again, finished_copy, monkeypatch):
+    monkeypatch.setattr("experiments.report.run", None)
+    before = {file: file.stat().st_mtime_ns for file in finished_copy.rglob("*")}
+    ended = again()
     assert ended.status == 0, ended.err
+    assert {file: file.stat().st_mtime_ns for file in finished_copy.rglob("*")} == before
     assert "5 runs, 0 of them to do" in ended.out
+    assert main_table(finished_copy) in ended.out
     assert ended.out.rstrip().endswith(f"page: {finished_copy / 'report.html'}")
+
+
+def test_a_report_stands_as_long_as_its_files_its_records_and_its_code(finished_copy, tmp_path, monkeypatch):
+    def stands() -> bool:
+        tracker = OmegaConf.create({"_target_": "experiments.tracking.NoTracker"})
+        return standing.read(finished_copy, standing.origin(finished_copy, tracker)) is not None
+
+    assert stands()
+    for part in ("report.html", "report.json", "figures/*-curve.png", "tables/*-cells.csv"):
+        [file] = finished_copy.glob(part)
+        elsewhere = file.rename(tmp_path / "gone")
+        assert not stands(), part
+        elsewhere.rename(file)
+        assert stands()
+    code = Path(shutil.copytree(standing.SOURCES, tmp_path / "code"))
+    monkeypatch.setattr(standing, "SOURCES", code)
+    for file in (code / "style.py", next(finished_copy.glob("niah/*/samples.jsonl"))):
+        content = file.read_bytes()
+        file.write_bytes(content.replace(b"1", b"2", 1))
+        assert not stands(), file
+        file.write_bytes(content)
+        assert stands()
+
+
+@pytest.mark.usefixtures("no_model")
+def test_a_report_that_was_broken_off_is_made_again(again, command, finished_copy, monkeypatch):
+    def broken(*_) -> None:
+        raise KeyboardInterrupt
+
+    before = snapshot(finished_copy)
+    with monkeypatch.context() as patch:
+        patch.setattr("experiments.chapters.Drawing.write", broken)
+        with pytest.raises(KeyboardInterrupt):
+            command("experiment=report", f"results={finished_copy}", QUIET)
+    assert snapshot(finished_copy) != before
+    assert again().status == 0
+    assert snapshot(finished_copy) == before
 
 
 @NO_GPU
@@ -181,3 +239,10 @@ def test_a_gpu_that_is_missing_is_missed_before_a_record_is_made(command, tmp_pa
 def test_a_missing_model_is_unavailable(model_folder, tmp_path):
     with pytest.raises(Unavailable, match="no model folder"):
         ModelSource("tiny", "float32", "cpu", path=str(tmp_path / "nowhere")).load()
+
+
+def test_nothing_to_do_brings_neither_models_nor_figures():
+    heavy = ("transformers.modeling_utils", "scipy.stats", "matplotlib", "wandb")
+    code = f"import run, sys, experiments.accuracy, experiments.standing; print(set(sys.modules) & set({heavy}))"
+    ended = subprocess.run([sys.executable, "-c", code], cwd=CONF.parent, capture_output=True, text=True, check=True)
+    assert ended.stdout == "set()\n"

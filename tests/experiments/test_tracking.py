@@ -99,13 +99,13 @@ def finished(root: Path, experiment: str) -> Run:
 def test_wandb_takes_the_summary_of_every_experiment(tmp_path, no_home, outside):
     wandb = pytest.importorskip("wandb")
     tracker = Wandb("offline", "bsfa", str(tmp_path))
-    content = {}
+    files = {}
     for experiment in SUMMARIES:
         run = finished(tmp_path, experiment)
         tracker.run(run, experiment)
-        [file] = tmp_path.glob(f"wandb/offline-run-*-{run.id}/*.wandb")
-        content[experiment] = file.read_bytes()
-    wandb.teardown()
+        [files[experiment]] = tmp_path.glob(f"wandb/offline-run-*-{run.id}/*.wandb")
+    wandb.teardown()  # writes what its process still had
+    content = {experiment: file.read_bytes() for experiment, file in files.items()}
     assert b"0.0125" in content["fidelity"]
     assert b"left_out/upstream_cudnn" in content["ttft"]
     [table] = tmp_path.glob("wandb/offline-run-*/**/*.table.json")
