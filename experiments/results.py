@@ -95,7 +95,7 @@ def _section(digest: str, runs: list[tuple[dict[str, Any], list[dict[str, Any]]]
 def calibrated_on(calibration: dict[str, Any], lengths: Collection[int]) -> str:
     """What a table says of a calibration: its texts, and their tokens where those are not the longest judged."""
     data, tokens = calibration.get("data", ""), calibration.get("length")
-    return data if tokens in (None, max(lengths)) else f"{data}, {tokens} tokens"
+    return data if tokens in (None, max(lengths, default=tokens)) else f"{data}, {tokens} tokens"
 
 
 def table(section: Section, by: list[str], weak: float = GOOD_ENOUGH) -> pd.DataFrame:
