@@ -23,8 +23,8 @@ from transformers import (
 )
 
 from bsfa.errors import InputError
-from experiments import gguf, random_weights
-from experiments.unavailable import Unavailable
+from experiments import checks, gguf, random_weights
+from experiments.unavailable import Unavailable, reason
 
 if TYPE_CHECKING:
     from transformers import PreTrainedModel  # seconds to import: not before one is loaded
@@ -91,8 +91,9 @@ class ModelSource:
     shape_of: str | None = None
 
     def __post_init__(self) -> None:
-        if self.path == "":
-            raise InputError("model.path= is empty; give a folder or a hub id, or leave it out")
+        if self.path is not None:
+            checks.text("model.path", self.path)
+        checks.text("model.device", self.device)
         if self.init not in INITS:
             raise InputError(f"model.init={self.init} is none of {', '.join(INITS)}")
         if self.init == "pretrained" and self.shape and not self.path:
@@ -176,8 +177,7 @@ class ModelSource:
             try:
                 return AutoConfig.from_pretrained(folder)
             except (OSError, ValueError) as error:
-                reason = str(error).strip().splitlines()[0]
-                raise Unavailable(f"cannot read {folder / 'config.json'}: {reason}") from error
+                raise Unavailable(f"cannot read {folder / 'config.json'}: {reason(error)}") from error
         known = self.shape if self.path in (None, self.shape_of) else None
         return AutoConfig.for_model(**known) if known else None
 
@@ -213,9 +213,8 @@ class ModelSource:
             placed = self._placed()
             model: Any = AutoModelForCausalLM.from_pretrained(where, dtype=DTYPES[self.dtype], **placed, **options)
         except (OSError, ValueError, SafetensorError) as error:
-            reason = str(error).strip().splitlines()[0]
             raise Unavailable(
-                f"cannot load the model {where}: {reason} A gated model wants `hf auth login` or HF_TOKEN; "
+                f"cannot load the model {where}: {reason(error)} A gated model wants `hf auth login` or HF_TOKEN; "
                 "without network use model.path=DIR"
             ) from error
         return Loaded((model if placed else model.to(self.device)).eval(), tokenizer)

@@ -15,7 +15,7 @@ from hydra.utils import instantiate
 from omegaconf import DictConfig, ListConfig, OmegaConf
 
 from bsfa.errors import InputError
-from experiments import environment, needs, plans, unavailable
+from experiments import checks, environment, needs, plans, unavailable
 from experiments.config import call
 from experiments.models import ModelSource
 from experiments.plans import Planned
@@ -39,6 +39,7 @@ def run(cfg: DictConfig) -> None:
     Unavailable
         Once all have had their turn: those whose model, data, package or GPU is missing, and those that failed.
     """
+    checks.switch("dry", cfg.dry)
     configs = compositions(cfg)
     if cfg.dry:
         show(configs)
@@ -98,12 +99,14 @@ def _finish(name: str, cfg: DictConfig) -> None:
     log.info("reproduce: %s", name)
     try:
         call(cfg.experiment.runner, cfg)
+    except Unavailable:
+        raise
     except (InputError, NotImplementedError) as error:
         raise Unavailable(str(error)) from error
     except Exception as error:
         log.exception("reproduce: %s failed", name)
-        reason = (str(error).strip() or "no reason given").splitlines()[0]
-        raise Unavailable(f"failed, the log has its traceback: {type(error).__name__}: {reason}") from error
+        said = unavailable.reason(error)
+        raise Unavailable(f"failed, the log has its traceback: {type(error).__name__}: {said}") from error
 
 
 def _asked() -> dict[str, Override]:

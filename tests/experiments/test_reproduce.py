@@ -17,9 +17,10 @@ from hydra import compose, initialize_config_dir
 from hydra.utils import instantiate
 from omegaconf import OmegaConf
 
-from experiments import standing
+from experiments import reproduce, standing
 from experiments.models import ModelSource
 from experiments.needs import Size, describe
+from experiments.tracking import Untracked
 from experiments.unavailable import Unavailable, each
 from tests.experiments.conftest import KS, QUIET, SMALL, snapshot
 from tests.experiments.test_configs import CONF
@@ -170,6 +171,21 @@ def test_nothing_that_failed_keeps_its_model_from_being_freed():
 
     with pytest.raises(Unavailable, match=r"a is missing.*b is missing"):
         each(["a", "b"], run)
+
+
+def test_an_experiment_that_a_tracker_did_not_take_is_said_to_be_complete(command, model_folder, monkeypatch, tmp_path):
+    def refused(name, cfg):
+        raise Untracked("no key")
+
+    asked = (f"model.path={model_folder}", *SMALL, "method.k=[1,2]", f"results={tmp_path}", QUIET)
+    with monkeypatch.context() as patch:
+        patch.setattr(reproduce, "show", lambda configs: None)
+        patch.setattr(reproduce, "call", refused)
+        assert "complete, but not tracked: niah (no key)" in command(REPRODUCE, *asked).error
+
+
+def test_dry_is_true_or_false(command):
+    assert "dry=maybe must be true or false" in command(REPRODUCE, "dry=maybe").error
 
 
 def test_a_setting_goes_to_the_experiments_that_have_it(command, tmp_path):

@@ -531,7 +531,7 @@ def test_calibration_texts_beyond_the_models_positions_are_refused(command, mode
         (("task.seed=one",), "task.seed=one must be a whole number"),
         (("backend=nope",), "none of auto, reference, cuda"),
         (("backend=cuda",), "'cuda' needs tensors on a CUDA device, got cpu"),
-        (("model.path=",), "model.path= is empty"),
+        (("model.path=",), "model.path= must be text and not empty"),
         (("method=bsfa", "method.k=2", "calibration.data=[]"), "calibration.data=[] names no texts"),
         (("tracker=wandb", "tracker.mode=loud"), "tracker.mode=loud"),
         (("method=bsfa", "method.k=2", "calibration.data=lorem"), "prose, noise, mixed"),
@@ -551,7 +551,8 @@ def test_calibration_texts_beyond_the_models_positions_are_refused(command, mode
             ("method=compare", "method.members.bsfa.k=[2]", "+method.members.dense.name=sdpa"),
             "method: sdpa is there twice",
         ),
-        (("model.device=null",), "a setting is of the wrong type"),
+        (("model.device=null",), "model.device=None must be text"),
+        (("model.path=[a]",), "model.path=['a'] must be text"),
         (("tracker=wandb", "tracker.project=3"), "tracker.project=3 must be text"),
     ],
 )
