@@ -22,8 +22,6 @@ log = logging.getLogger(__name__)
 
 OmegaConf.register_new_resolver("default_profile", lambda: "gpu" if torch.cuda.is_available() else "quick")
 OmegaConf.register_new_resolver("longest", max)
-
-
 OmegaConf.register_new_resolver("gpus", lambda: max(1, torch.cuda.device_count()))
 
 

@@ -72,6 +72,19 @@ def switch(setting: str, value: object) -> None:
         raise InputError(f"{setting}={value} must be true or false")
 
 
+def amounts(setting: str, values: object) -> None:
+    """Refuse anything but a list of numbers above 0, at least one of them and none twice.
+
+    Raises
+    ------
+    InputError
+    """
+    if not (isinstance(values, Sequence) and values and all(type(x) in (int, float) and x > 0 for x in values)):
+        raise InputError(f"{setting}={values} must be numbers above 0, such as [0.005,0.02]")
+    if len(set(values)) < len(values):
+        raise InputError(f"{setting}={values} holds a number twice")
+
+
 def shares(setting: str, values: object, least: int) -> None:
     """Refuse anything but a list of at least ``least`` shares from 0 to below 1.
 

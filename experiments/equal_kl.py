@@ -19,7 +19,6 @@ from typing import Any
 
 import pandas as pd
 import torch
-from hydra.core.hydra_config import HydraConfig
 from hydra.utils import instantiate
 from omegaconf import DictConfig
 from tqdm import tqdm
@@ -28,7 +27,7 @@ from tqdm.contrib.logging import logging_redirect_tqdm
 from bsfa.errors import InputError
 from bsfa.methods import Dense
 from bsfa.model import describe
-from experiments import baselines, checks, environment, equal_kl_report, fidelity
+from experiments import baselines, checks, environment, equal_kl_report, fidelity, overrides
 from experiments.equal_kl_choice import choose, points
 from experiments.methods import Variant
 from experiments.models import Loaded
@@ -37,10 +36,14 @@ from experiments.prefill import Prefill
 from experiments.records import Run
 from experiments.streams import Stream, Streams
 from experiments.sweep import Sweep
-from experiments.ttft_turns import Contender, Turns
+from experiments.turns import Contender, Turns
 from experiments.unavailable import Unavailable
 
 log = logging.getLogger(__name__)
+
+
+class NoDivergence(Unavailable):
+    """What the choice of strengths rests on is not in the store; the message says which command makes it."""
 
 
 @dataclass(frozen=True)
@@ -59,10 +62,7 @@ class Grid:
     repeats: int
 
     def __post_init__(self) -> None:
-        if not self.bounds or not all(isinstance(x, (int, float)) and x > 0 for x in self.bounds):
-            raise InputError(f"equal_kl.bounds={self.bounds} must be nats a token above 0, such as [0.005,0.02]")
-        if len(set(self.bounds)) < len(self.bounds):
-            raise InputError(f"equal_kl.bounds={self.bounds} holds a number twice")
+        checks.amounts("equal_kl.bounds", self.bounds)  # nats a token
         checks.count("equal_kl.batch", self.batch)
         checks.count("equal_kl.repeats", self.repeats)
         checks.names("equal_kl.baselines", self.baselines, baselines.BASELINES, least=0)
@@ -128,6 +128,11 @@ class Plan:
         """The strengths that are timed in some cell."""
         return list(dict.fromkeys(self.chosen.loc[self.chosen["within"], "label"]))
 
+    def contenders(self) -> int:
+        """At least how many take turns in a cell: dense attention, and the strengths of the cell that has fewest."""
+        cells = self.chosen[["source", "length"]].drop_duplicates().itertuples(index=False)
+        return 1 + min(len(self.of_cell(source, length)) for source, length in cells)
+
     def of_cell(self, source: str, length: int) -> set[str]:
         """The strengths that are timed in one."""
         rows = self.chosen
@@ -140,7 +145,7 @@ def _check(runs: Sequence[tuple[Variant, Run]]) -> None:
     Raises
     ------
     InputError
-    Unavailable
+    NoDivergence
     """
     if not runs:
         raise InputError("equal_kl times methods that have a strength, and method= names none; take method=frontier")
@@ -148,7 +153,7 @@ def _check(runs: Sequence[tuple[Variant, Run]]) -> None:
     if twice := sorted({label for label in labels if labels.count(label) > 1}):
         raise InputError(f"equal_kl measures a row a method and {', '.join(twice)} would be two; give one a name")
     if missing := [variant.label for variant, run in runs if not run.complete]:
-        raise Unavailable(
+        raise NoDivergence(
             f"the store lacks the divergence of {len(missing)} of {len(runs)} strengths, the first {missing[0]}: "
             f"run `{_fidelity()}` first"
         )
@@ -156,19 +161,18 @@ def _check(runs: Sequence[tuple[Variant, Run]]) -> None:
 
 def _fidelity() -> str:
     """The command whose records are wanted."""
-    asked = HydraConfig.get().overrides.task
-    kept = [line for line in asked if not line.lstrip("+").startswith(("experiment", "dry=", "equal_kl."))]
-    return shlex.join(["python", "run.py", "experiment=fidelity", *kept])
+    asked = {line: one for line, one in overrides.asked().items() if one.key_or_group != "experiment"}
+    return shlex.join(["python", "run.py", "experiment=fidelity", *overrides.those_of("fidelity", asked)])
 
 
 def plan(cfg: DictConfig) -> list[Planned]:
     """What `run` would run; nothing as long as the divergences that it rests on are not known."""
     try:
         found = Plan.of(cfg)
-    except Unavailable as error:
+    except NoDivergence as error:
         log.info("equal_kl: not planned yet: %s", error)
         return []
-    methods, readings = ", ".join(found.labels()), found.size * (found.grid.repeats + 1)
+    methods, readings = ", ".join(found.labels()), found.contenders() * found.size * (found.grid.repeats + 1)
     return [Planned(methods, "", "", found.streams.lengths, found.ids(), readings, found.record)]
 
 

@@ -15,7 +15,8 @@ SAME = ["method", "strength", *SETTINGS, *CELL]
 
 
 def beside(rows: pd.DataFrame, section: Section, found: Sequence[Section]) -> pd.DataFrame:
-    """A section's points with the needles that the same model found; a haystack is what fidelity calls a source.
+    """A section's points with the needles that the same model found in prompts read alike; a haystack is what fidelity
+    calls a source.
 
     Parameters
     ----------
@@ -29,7 +30,7 @@ def beside(rows: pd.DataFrame, section: Section, found: Sequence[Section]) -> pd
     The rows with needles_n, needles and its 95% interval, and needles_dtype: NaN where nothing was asked. Without
     needles of that model there are no such columns.
     """
-    same = [one for one in found if _weights(one) == _weights(section)]
+    same = [one for one in found if (one.chunk, _weights(one)) == (section.chunk, _weights(section))]
     if not same:
         return rows
     dtype = min((one.origin["dtype"] for one in same), key=lambda name: (name != section.origin["dtype"], name))

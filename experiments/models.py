@@ -213,10 +213,12 @@ class ModelSource:
             placed = self._placed()
             model: Any = AutoModelForCausalLM.from_pretrained(where, dtype=DTYPES[self.dtype], **placed, **options)
         except (OSError, ValueError, SafetensorError) as error:
-            raise Unavailable(
-                f"cannot load the model {where}: {reason(error)} A gated model wants `hf auth login` or HF_TOKEN; "
-                "without network use model.path=DIR"
-            ) from error
+            way_out = (
+                "A gated model wants `hf auth login` or HF_TOKEN; without network use model.path=DIR"
+                if self.path
+                else "It was converted from the package: remove the folder, and the same command converts it again"
+            )
+            raise Unavailable(f"cannot load the model {where}: {reason(error)} {way_out}") from error
         return Loaded((model if placed else model.to(self.device)).eval(), tokenizer)
 
     def _placed(self) -> dict[str, Any]:

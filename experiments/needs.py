@@ -62,7 +62,7 @@ def describe(source: ModelSource, plan: Sequence[Planned]) -> Iterator[str]:
         yield "needs a CUDA GPU, and there is none here"
     if (config := source.architecture()) is None:
         return
-    if not (plan := [one for one in plan if one.readings]):
+    if not (plan := [one for one in plan if one.readings and one.left]):
         return
     size, width = Size.of(config), DTYPES[source.dtype].itemsize
     weights, longest = size.parameters * width / GB, max(length for one in plan for length in one.lengths)

@@ -7,7 +7,7 @@ from dataclasses import dataclass
 
 import pandas as pd
 
-from experiments.records import Run, read_samples
+from experiments.records import Run
 
 
 @dataclass(frozen=True)
@@ -40,8 +40,7 @@ class Planned:
         """Samples without a record."""
         if self.run.complete:
             return 0
-        done = {sample["id"] for sample in read_samples(self.run.path / "samples.jsonl")}
-        return len(set(self.ids) - done)
+        return len(set(self.ids) - self.run.done())
 
     @property
     def state(self) -> str:

@@ -105,7 +105,9 @@ class Run:
 
     def lose(self, sample: dict[str, Any]) -> None:
         """Leave a sample that says why there is none to the process that records, which may never come to ask."""
-        with (self.path / "lost.jsonl").open("a", encoding="utf-8") as file:
+        lost = self.path / "lost.jsonl"
+        _drop_torn_line(lost)
+        with lost.open("a", encoding="utf-8") as file:
             file.write(json.dumps({"schema": SCHEMA, **sample}) + "\n")
 
     def lost(self) -> list[dict[str, Any]]:

@@ -4,18 +4,16 @@ from __future__ import annotations
 
 import gc
 import logging
-from collections.abc import Mapping, Sequence
+from collections.abc import Mapping
 from contextlib import suppress
 
 from hydra import compose
-from hydra.core.hydra_config import HydraConfig
-from hydra.core.override_parser.overrides_parser import OverridesParser
 from hydra.core.override_parser.types import Override
 from hydra.utils import instantiate
 from omegaconf import DictConfig, ListConfig, OmegaConf
 
 from bsfa.errors import InputError
-from experiments import checks, environment, needs, plans, unavailable
+from experiments import checks, environment, needs, overrides, plans, unavailable
 from experiments.config import call
 from experiments.models import ModelSource
 from experiments.plans import Planned
@@ -24,7 +22,6 @@ from experiments.unavailable import Unavailable
 log = logging.getLogger(__name__)
 
 OWN = ("experiment", "experiments", "dry")  # settings of this experiment
-GROUPS = ("profile", "model", "method", "tracker", "launcher")  # that every experiment has
 REPORT = "report"
 WHERE_IT_STANDS = "experiment.runner=experiments.standing.run"  # not drawn again from the same records
 
@@ -46,7 +43,9 @@ def run(cfg: DictConfig) -> None:
         return
     with suppress(Unavailable):  # named when its turn has come
         show(configs)
-    configs[REPORT] = compose("config", [f"experiment={REPORT}", WHERE_IT_STANDS, *_those_of(REPORT, _asked())])
+    configs[REPORT] = compose(
+        "config", [f"experiment={REPORT}", WHERE_IT_STANDS, *overrides.those_of(REPORT, _asked())]
+    )
     unavailable.each(configs, lambda name: _finish(name, configs[name]))
 
 
@@ -59,12 +58,15 @@ def compositions(cfg: DictConfig) -> dict[str, DictConfig]:
     if unknown := [name for name in names if name not in known]:
         raise InputError(f"experiments: {unknown} is none of profile={cfg.profile.name}'s {', '.join(known)}")
     asked = _asked()
-    taken = {name: _those_of(name, asked) for name in names}
+    taken = {name: overrides.those_of(name, asked) for name in names}
     for line in asked:
         if not any(line in lines for lines in taken.values()):
             raise InputError(f"{line} is a setting of none of {', '.join(names)}")
     keys = {setting.key_or_group for setting in asked.values()}
-    own = {name: [line for line, one in _parsed(known[name]).items() if one.key_or_group not in keys] for name in names}
+    own = {
+        name: [line for line, one in overrides.parsed(known[name]).items() if one.key_or_group not in keys]
+        for name in names
+    }
     return {name: compose("config", [f"experiment={name}", *own[name], *taken[name]]) for name in names}
 
 
@@ -110,23 +112,5 @@ def _finish(name: str, cfg: DictConfig) -> None:
 
 
 def _asked() -> dict[str, Override]:
-    """What the command line says, by its words, but for this experiment's own settings."""
-    given = _parsed(HydraConfig.get().overrides.task)
-    return {line: setting for line, setting in given.items() if setting.key_or_group not in OWN}
-
-
-def _those_of(name: str, asked: Mapping[str, Override]) -> list[str]:
-    """Of what was asked for, the choices between whole groups, and the settings that an experiment has."""
-    choices = [line for line, setting in asked.items() if setting.key_or_group in GROUPS]
-    config = compose("config", [f"experiment={name}", *choices])
-    return [line for line, setting in asked.items() if line in choices or setting.is_add() or _has(config, setting)]
-
-
-def _has(config: DictConfig, setting: Override) -> bool:
-    parent, _, leaf = setting.key_or_group.rpartition(".")
-    node = OmegaConf.select(config, parent) if parent else config
-    return isinstance(node, DictConfig) and leaf in node
-
-
-def _parsed(lines: Sequence[str]) -> dict[str, Override]:
-    return dict(zip(lines, OverridesParser.create().parse_overrides(list(lines)), strict=True))
+    """What the command line says, but for this experiment's own settings."""
+    return {line: setting for line, setting in overrides.asked().items() if setting.key_or_group not in OWN}

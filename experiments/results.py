@@ -34,6 +34,8 @@ class Section:
         One row a sample, with the columns of `METHOD`.
     task, model, device : str
         Their names.
+    chunk : int or None
+        Tokens of a prompt's chunks; None: prompts are read whole.
     origin : dict
         What tells the model from others, its dtype too.
     """
@@ -44,6 +46,7 @@ class Section:
     task: str
     model: str
     device: str
+    chunk: int | None
     origin: dict[str, Any]
 
 
@@ -66,13 +69,14 @@ def sections(root: Path, experiment: str, sizes: Collection[str] = ()) -> list[S
 
 def _section(digest: str, runs: list[tuple[dict[str, Any], list[dict[str, Any]]]]) -> Section:
     frames = []
+    judged = {length for config, _ in runs for length in config["task"]["lengths"]}
     for config, samples in runs:
         method = config["method"]
         settings = json.dumps([method["parameters"], method["calibration"]], sort_keys=True)
         frame = pd.DataFrame(samples).assign(
             method=method["name"],
             strength=method["strength"],
-            calibration=calibrated_on(method["calibration"], config["task"]["lengths"]),
+            calibration=calibrated_on(method["calibration"], judged),
             settings=hashlib.sha256(settings.encode()).hexdigest()[:6],
             version=method["version"],
         )
@@ -84,12 +88,13 @@ def _section(digest: str, runs: list[tuple[dict[str, Any], list[dict[str, Any]]]
     joined.loc[alike, "calibration"] = (joined["calibration"] + " #" + joined["settings"]).str.strip()
     model, task = runs[0][0]["model"], runs[0][0]["task"]
     devices = ", ".join(sorted(joined["device"].unique()))
-    lengths = ", ".join(map(str, sorted({length for config, _ in runs for length in config["task"]["lengths"]})))
+    lengths = ", ".join(map(str, sorted(judged)))
     protocol = f" (protocol {task['protocol']})" if "protocol" in task else ""
     chunks = f" in chunks of {runs[0][0]['prefill']['chunk']}" if "prefill" in runs[0][0] else ""
     title = f"{task['name']}{protocol} at {lengths} tokens{chunks}, {model['name']}, {model['dtype']}, {devices}"
     name = f"{task['name']}-{model['name']}-{digest}"
-    return Section(title, name, joined, task["name"], model["name"], devices, model)
+    chunk = runs[0][0].get("prefill", {}).get("chunk")
+    return Section(title, name, joined, task["name"], model["name"], devices, chunk, model)
 
 
 def calibrated_on(calibration: dict[str, Any], lengths: Collection[int]) -> str:

@@ -55,10 +55,10 @@ def read(root: Path, wanted: str) -> str | None:
     """What a report of this origin said; None where it has another, or one of its files is gone."""
     try:
         made = json.loads((root / FILE).read_text(encoding="utf-8"))
-    except (OSError, ValueError):
+        stands = made["origin"] == wanted and all((root / name).is_file() for name in made["files"])
+        return made["said"] if stands else None
+    except (OSError, ValueError, KeyError, TypeError):
         return None
-    stands = made["origin"] == wanted and all((root / name).is_file() for name in made["files"])
-    return made["said"] if stands else None
 
 
 def forget(root: Path) -> None:

@@ -103,7 +103,7 @@ class Wandb:
             for file in ("config.yaml", "env.json", "samples.jsonl", "summary.json"):
                 artifact.add_file(str(run.path / file))
             session.log_artifact(artifact)
-        with shown.open("a", encoding="utf-8") as lines:
+        with self._showing(str(shown)), shown.open("a", encoding="utf-8") as lines:
             lines.write(f"{place}\n")
 
     def report(self, tables: list[Path], figures: list[Path], page: Path) -> None:

@@ -15,7 +15,7 @@ from experiments import baselines, environment
 from experiments.at_skip import AtSkip
 from experiments.models import Loaded
 from experiments.ttft_plan import Plan, sample_id, set_label
-from experiments.ttft_turns import Contender, Turns
+from experiments.turns import Contender, Turns
 
 
 @dataclass(frozen=True)

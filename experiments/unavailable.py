@@ -32,12 +32,15 @@ def each(names: Iterable[str], run: Callable[[str], None]) -> None:
         Once all have had their turn: those that were, with the reason of each.
     """
     missing: dict[str, list[str]] = {}
+    kinds: set[type[Unavailable]] = set()
     for name in names:
         try:
             run(name)
         except Unavailable as error:
             said = str(error)  # the error itself would hold its frames, and with them a model
+            kinds.add(type(error))
             missing.setdefault(error.what, []).append(f"{name} ({said})")
             log.info("%s: %s: %s", name, error.what, said)
     if missing:
-        raise Unavailable("; ".join(f"{what}: {'; '.join(several)}" for what, several in missing.items()))
+        kind = kinds.pop() if len(kinds) == 1 else Unavailable  # one of several experiments may have several tasks
+        raise kind("; ".join(f"{what}: {'; '.join(several)}" for what, several in missing.items()))

@@ -22,19 +22,22 @@
 //   V              kSlots x (64 keys x D) for each consumer
 //   words          what a stage's block is to each consumer (`Visit`), for kDescribed stages
 //   exchange       for block maxima: the four warps' values, twice, for each consumer
-//   asked          the block that a consumer kept last or before that, and the one guessed to be kept next
+//   asked          of the last two asks of each consumer, the block kept and the one guessed to be kept next (0: none)
 //   cta            what all threads know: `Cta`
 //
 // Barriers (mbarriers)
 //   q_full[c]          producer (TMA bytes)          -> consumer c, once
 //   k_full[stage]      producer (TMA bytes)          -> consumers: K is there, and the words of the next stage too
-//   k_empty[stage]     eight consumer warps          -> producer: S is computed
-//   v_asked[c][n]      one thread of consumer c      -> its fetcher: the n-th kept block, counted modulo 2
+//   k_empty[stage]     eight consumer warps          -> producer: S is computed, the next stage's words are read
+//   v_asked[c][n]      one thread of consumer c      -> its fetcher: the n-th kept block, modulo kAsks; the last ask is the end
 //   v_full[c][slot]    producer or fetcher (TMA)     -> consumer c
 //   v_empty[c][slot]   four warps of consumer c      -> producer; calls without a gate only
 // With a gate, V's slot is free by construction: it last held the kept block before the last, and all four warps have
-// arrived at a decision since; or a block whose V went unused, which the fetcher waits for. A consumer is never two asks
-// ahead of its fetcher, for it waits for V in between. Named barriers 1 and 2 are the consumers' decisions.
+// arrived at a decision since; or a block whose V went unused, which the fetcher waits for, so that nobody waits for a slot
+// whose fill before is still on its way. At most two asks are open: the third comes after V of the second, which the
+// fetcher brings having read the first. Named barriers 1 and 2 are the consumers' decisions.
+//
+// With index lists the consumers take stages in turn and share no K. Block maxima need no V.
 #include "ptx_sm90.cuh"
 #include "work.cuh"
 
@@ -46,9 +49,11 @@ constexpr int kTiles = 2;      // of 64 rows in a query block, as wgmma takes th
 constexpr int kRows = 4;       // rows of S and O that a thread has a share of: two a tile
 constexpr int kStages = 6;     // blocks of K in flight
 constexpr int kSlots = 2;      // blocks of V a consumer
+constexpr int kAsks = 2;       // for V that are open at once, a consumer
 constexpr int kDescribed = 8;  // stages whose words are kept: those of K and one ahead
+static_assert(kDescribed > kStages);
 constexpr int kThreads = 128 * (1 + kConsumers);
-constexpr float kSlack = 8.f;       // P stays under 2^8
+constexpr float kSlack = 8.f;       // P is at most 2^8
 constexpr float kNoShift = -1e30f;  // of a row that has seen nothing
 
 // The one kernel argument. Mirrored by bsfa/launch_sm90.py.
@@ -70,13 +75,13 @@ template <int D> struct Layout {
   static constexpr int words = v + kConsumers * kSlots * k_bytes;
   static constexpr int exchange = words + kDescribed * 8;
   static constexpr int asked = exchange + kConsumers * 2 * 16;
-  static constexpr int q_full = asked + kConsumers * 2 * 8;
+  static constexpr int q_full = asked + kConsumers * kAsks * 8;
   static constexpr int k_full = q_full + 8 * kConsumers;
   static constexpr int k_empty = k_full + 8 * kStages;
   static constexpr int v_full = k_empty + 8 * kStages;
   static constexpr int v_empty = v_full + 8 * kConsumers * kSlots;
   static constexpr int v_asked = v_empty + 8 * kConsumers * kSlots;
-  static constexpr int cta = v_asked + 8 * kConsumers * 2;
+  static constexpr int cta = v_asked + 8 * kConsumers * kAsks;
   static constexpr int bytes = cta + 192;
   static constexpr int alignment = 1024;  // of a swizzled tile; the launch adds as much
 };
@@ -117,7 +122,7 @@ template <int Size> struct Place {
 };
 
 // The producer: one warp. Its lanes describe 32 stages at once, lane 0 issues the copies.
-template <class T, int D, Mode M> __device__ __forceinline__ void produce(const Arguments& arguments, const Cta& cta, u32 base) {
+template <int D, Mode M> __device__ __forceinline__ void produce(const Arguments& arguments, const Cta& cta, u32 base) {
   using L = Layout<D>;
   const Call& a = arguments.call;
   const int lane = threadIdx.x % kWarp;
@@ -185,7 +190,6 @@ template <int D> __device__ __forceinline__ void fetch(const Arguments& argument
   Place<kSlots> slot;
   auto full = [&] { return base + L::v_full + 8 * (c * kSlots + slot.at); };
   auto bring = [&](u32 word) {
-    mbarrier_wait(full(), slot.parity ^ 1);  // what went unused has arrived
     if (first_lane) {
       mbarrier_expect(full(), L::k_bytes);
       copy_tile(base + L::v + (c * kSlots + slot.at) * L::k_bytes, &arguments.v, full(), 0,
@@ -194,8 +198,8 @@ template <int D> __device__ __forceinline__ void fetch(const Arguments& argument
     __syncwarp();
   };
   u32 guess = 0;
-  for (Place<2> ask;; ask.advance()) {
-    const u32 n = 8 * (2 * c + ask.at);
+  for (Place<kAsks> ask;; ask.advance()) {
+    const u32 n = 8 * (kAsks * c + ask.at);
     mbarrier_wait(base + L::v_asked + n, ask.parity);
     u32 kept = 0, next = 0;
     if (first_lane) {
@@ -204,14 +208,17 @@ template <int D> __device__ __forceinline__ void fetch(const Arguments& argument
     }
     kept = __shfl_sync(~0u, kept, 0);
     next = __shfl_sync(~0u, next, 0);
-    if (guess && guess != kept) slot.advance();
+    if (guess && guess != kept) {
+      // Its V goes unused and has to have arrived all the same: the consumer's next wait on this slot is for the phase after.
+      mbarrier_wait(full(), slot.parity);
+      slot.advance();
+    }
     if (!kept) break;
     if (guess != kept) bring(kept);
     slot.advance();
     guess = next;
     if (guess) bring(guess);
   }
-  for (int n = 0; n < kSlots; n++, slot.advance()) mbarrier_wait(full(), slot.parity ^ 1);  // nothing arrives after the end
 }
 
 // A consumer, number `c`. kPositive: a score below 0 decides nothing, for the gate keeps every block or has a bar above 0.
@@ -389,7 +396,7 @@ __device__ __forceinline__ void consume(const Arguments& arguments, const Cta& c
   // Tells the fetcher of a kept block and of one guessed to be kept; 0: none, and no more are kept.
   auto ask = [&](u32 block, u32 guess) {
     const bool teller = threadIdx.x % 128 == 0;
-    const u32 n = 8 * (2 * c + kept % 2);
+    const u32 n = 8 * (kAsks * c + kept % kAsks);
     store_shared_if(teller, base + L::asked + n, u64(guess) << 32 | block);
     mbarrier_arrive_if(teller, base + L::v_asked + n);
   };
@@ -457,7 +464,7 @@ __device__ __forceinline__ void consume(const Arguments& arguments, const Cta& c
 
     bool outgrows = false;
 #pragma unroll
-    for (int r = 0; r < kRows; r++)
+    for (int r = 0; r < kRows; r++)  // under a shift below -kSlack, scores below 0 might, which `largest` does not know then
       outgrows |= fmaf(largest[r], scale_log2, -kSlack) > shift[r] || (kPositive && shift[r] < -kSlack);
     if (__any_sync(~0u, outgrows)) reshift();
     if (M == Mode::gate_max && relative_gate) {
@@ -543,8 +550,8 @@ template <class T, int D, Mode M> __global__ void __launch_bounds__(kThreads, 1)
     for (int i = 0; i < kConsumers * kSlots; i++) {
       mbarrier_init(base + L::v_full + 8 * i, 1);
       mbarrier_init(base + L::v_empty + 8 * i, 4);
-      mbarrier_init(base + L::v_asked + 8 * i, 1);
     }
+    for (int i = 0; i < kConsumers * kAsks; i++) mbarrier_init(base + L::v_asked + 8 * i, 1);
     mbarrier_init_fence();
   }
   __syncthreads();
@@ -552,7 +559,7 @@ template <class T, int D, Mode M> __global__ void __launch_bounds__(kThreads, 1)
   if (threadIdx.x < 128) {
     registers_shrink<24>();
     const int warp = __shfl_sync(~0u, threadIdx.x / kWarp, 0);
-    if (warp == 0) produce<T, D, M>(arguments, cta, base);
+    if (warp == 0) produce<D, M>(arguments, cta, base);
     else if ((M == Mode::gate_max || M == Mode::gate_lse) && warp <= kConsumers) fetch<D>(arguments, cta, base, warp - 1);
   } else {
     registers_grow<240>();

@@ -32,6 +32,8 @@ __device__ __forceinline__ void hold(u32 address, u32 value) {
 }
 
 // ---- mbarriers: `arrivals` arrive, then whoever waits on that phase's parity goes on -------------------------------
+// A wait passes where the phase that runs has the other parity: so on a fresh barrier one for parity 1 does, and who waits
+// may be one phase behind and no more.
 __device__ __forceinline__ void mbarrier_init(u32 bar, int arrivals) {
   asm volatile("mbarrier.init.shared::cta.b64 [%0], %1;" ::"r"(bar), "r"(arrivals));
 }
@@ -40,9 +42,6 @@ __device__ __forceinline__ void mbarrier_init_fence() {
 }
 __device__ __forceinline__ void mbarrier_expect(u32 bar, u32 bytes) {
   asm volatile("mbarrier.arrive.expect_tx.shared::cta.b64 _, [%0], %1;" ::"r"(bar), "r"(bytes) : "memory");
-}
-__device__ __forceinline__ void mbarrier_arrive(u32 bar) {
-  asm volatile("mbarrier.arrive.shared::cta.b64 _, [%0];" ::"r"(bar) : "memory");
 }
 __device__ __forceinline__ void mbarrier_arrive_if(bool here, u32 bar) {
   asm volatile("{\n.reg .pred p;\nsetp.ne.b32 p, %1, 0;\n@p mbarrier.arrive.shared::cta.b64 _, [%0];\n}" ::"r"(bar), "r"(int(here)) : "memory");

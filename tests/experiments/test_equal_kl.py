@@ -119,7 +119,7 @@ def test_without_the_divergences_the_command_that_measures_them_is_named(command
     assert snapshot(tmp_path) == {}
 
 
-def test_it_is_planned_once_the_divergences_are_known(command, model_folder, compared, tmp_path):
+def test_it_is_planned_once_the_divergences_are_known(command, model_folder, store, tmp_path):
     unknown = command(
         *("experiment=reproduce", "profile=gpu", "experiments=[fidelity,equal_kl]", "dry=true", QUIET),
         *("method=row_share", f"model.path={model_folder}", f"results={tmp_path}"),
@@ -127,7 +127,7 @@ def test_it_is_planned_once_the_divergences_are_known(command, model_folder, com
     assert unknown.status == 0, unknown.err
     assert "| fidelity" in unknown.out
     assert "| equal_kl" not in unknown.out
-    [one] = equal_kl.plan(composed(*ONE, f"model.path={model_folder}", QUIET, f"results={compared}"))
+    [one] = equal_kl.plan(composed(*ONE, f"model.path={model_folder}", QUIET, f"results={store}"))
     assert (one.ids, one.readings, one.state) == (["noise-900-0", "prose-900-0"], 2 * 2, "to do")
 
 
@@ -187,8 +187,10 @@ def test_ratios_are_of_the_same_turn_and_a_method_without_memory_is_named():
 @pytest.mark.parametrize(
     ("setting", "message"),
     [
-        ("equal_kl.bounds=[]", "equal_kl.bounds=[] must be nats a token"),
-        ("equal_kl.bounds=[-1]", "equal_kl.bounds=[-1] must be nats a token"),
+        ("equal_kl.bounds=[]", "equal_kl.bounds=[] must be numbers above 0"),
+        ("equal_kl.bounds=[-1]", "equal_kl.bounds=[-1] must be numbers above 0"),
+        ("equal_kl.bounds=0.02", "equal_kl.bounds=0.02 must be numbers above 0"),
+        ("equal_kl.bounds=[true]", "equal_kl.bounds=[True] must be numbers above 0"),
         ("equal_kl.bounds=[0.02,0.02]", "holds a number twice"),
         ("equal_kl.batch=0", "equal_kl.batch=0"),
         ("equal_kl.repeats=0", "equal_kl.repeats=0"),

@@ -97,7 +97,7 @@ def test_a_damaged_line_among_whole_ones_is_named_and_nothing_is_overwritten(run
 ANOTHER = [("config.yaml", "schema: 1", "schema: 99"), ("samples.jsonl", '"schema": 1', '"schema": 99')]
 
 
-@pytest.mark.parametrize("experiment", ["niah", "fidelity", "longbench", "kernel", "ttft"])
+@pytest.mark.parametrize("experiment", ["niah", "fidelity", "longbench", "kernel", "ttft", "equal_kl"])
 @pytest.mark.parametrize(("name", "ours", "theirs"), ANOTHER, ids=["config", "samples"])
 def test_what_is_of_another_schema_is_neither_read_nor_written_to(tmp_path, experiment, name, ours, theirs):
     run = Store(tmp_path).run(experiment, CONFIG)

@@ -173,6 +173,14 @@ def test_nothing_that_failed_keeps_its_model_from_being_freed():
         each(["a", "b"], run)
 
 
+def test_tasks_that_a_tracker_did_not_take_make_an_experiment_that_it_did_not_take():
+    def refused(task: str) -> None:
+        raise Untracked("no key")
+
+    with pytest.raises(Untracked, match=r"^complete, but not tracked: longbench"):
+        each(["longbench"], lambda experiment: each(["qasper", "qmsum"], refused))
+
+
 def test_an_experiment_that_a_tracker_did_not_take_is_said_to_be_complete(command, model_folder, monkeypatch, tmp_path):
     def refused(name, cfg):
         raise Untracked("no key")

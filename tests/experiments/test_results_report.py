@@ -83,6 +83,13 @@ def test_a_calibration_on_other_lengths_than_the_longest_judged_names_them(tmp_p
     assert set(rows(tmp_path)["calibration"].str.split(" #").str[0]) == {"prose", "prose, 512 tokens"}
 
 
+def test_runs_of_other_lengths_in_one_section_say_one_thing_of_one_calibration(tmp_path):
+    for lengths in ((512,), (512, 1024)):
+        write(tmp_path, [1, 1], "bsfa", "k=8", data="prose", tokens=1024, lengths=lengths)
+    [section] = sections(tmp_path, "niah", ("lengths",))
+    assert set(section.samples["calibration"]) == {"prose"}
+
+
 def test_a_row_counts_its_samples(tmp_path):
     write(tmp_path, [1, 1, 1, 0])
     row = rows(tmp_path).loc[("dense", "")]

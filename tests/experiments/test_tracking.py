@@ -77,6 +77,14 @@ def test_wandb_offline_stays_in_the_results_folder_and_off_the_network(
 
 SUMMARIES = {
     "fidelity": {"n": 4, "kl": 0.0125},
+    "kernel": {"samples": 1, "cells": [{"length": 4096, "ms": 1.5, "fa3_ms": None, "fa3_failed": "out of memory"}]},
+    "equal_kl": {
+        "left_out": {},
+        "cells": [
+            {"method": "bsfa", "bound": 0.02, "within": True, "attention_ms": 1.5},
+            {"method": "dense", "bound": None, "within": None, "attention_ms": 2.5},
+        ],
+    },
     "ttft": {
         "left_out": {"upstream_cudnn": "no GPU"},
         "cells": [

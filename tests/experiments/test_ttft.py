@@ -11,7 +11,7 @@ import torch
 
 from bsfa import Gate
 from bsfa.methods import Call, StreamingLLM
-from experiments import ttft_report, ttft_turns
+from experiments import ttft_report, turns
 from experiments.at_skip import quantiles
 from experiments.models import ModelSource
 from experiments.records import Run, read_samples
@@ -100,7 +100,7 @@ def test_a_length_that_does_not_fit_costs_one_cell_and_says_what_it_asked_for(co
 
 def test_a_cell_that_another_process_lost_is_recorded_and_not_measured_again(command, tmp_path, monkeypatch):
     arguments = (*SMALL, "ttft.skips=[]", "ttft.baselines=[sdpa]", f"results={tmp_path}")
-    measure = ttft_turns.Turns.measure
+    measure = turns.Turns.measure
 
     def loses(self, tokens, contenders):
         if tokens.shape[1] == 640:
@@ -112,7 +112,7 @@ def test_a_cell_that_another_process_lost_is_recorded_and_not_measured_again(com
         return measure(self, tokens, contenders)
 
     with monkeypatch.context() as patch:
-        patch.setattr(ttft_turns.Turns, "measure", loses)
+        patch.setattr(turns.Turns, "measure", loses)
         ended = command(*arguments)
     assert (ended.status, "error" in ended.err) == (2, False)  # the other process has said why
     again = command(*arguments)
@@ -125,7 +125,7 @@ def test_a_cell_that_another_process_lost_is_recorded_and_not_measured_again(com
 
 def test_a_run_that_was_stopped_goes_on_at_the_length_it_was_at(command, tmp_path, monkeypatch):
     arguments = (*SMALL, "ttft.skips=[]", "ttft.baselines=[]", f"results={tmp_path}")
-    measure = ttft_turns.Turns.measure
+    measure = turns.Turns.measure
 
     def stopped(self, tokens, contenders):
         if tokens.shape[1] == 640:
@@ -133,7 +133,7 @@ def test_a_run_that_was_stopped_goes_on_at_the_length_it_was_at(command, tmp_pat
         return measure(self, tokens, contenders)
 
     with monkeypatch.context() as patch:
-        patch.setattr(ttft_turns.Turns, "measure", stopped)
+        patch.setattr(turns.Turns, "measure", stopped)
         with pytest.raises(KeyboardInterrupt):
             command(*arguments)
     first = samples(tmp_path)["512/dense"]
