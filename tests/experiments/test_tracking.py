@@ -107,17 +107,23 @@ def finished(root: Path, experiment: str) -> Run:
 def test_wandb_takes_the_summary_of_every_experiment(tmp_path, no_home, outside):
     wandb = pytest.importorskip("wandb")
     tracker = Wandb("offline", "bsfa", str(tmp_path))
-    files = {}
+    folders = {}
     for experiment in SUMMARIES:
         run = finished(tmp_path, experiment)
         tracker.run(run, experiment)
-        [files[experiment]] = tmp_path.glob(f"wandb/offline-run-*-{run.id}/*.wandb")
+        [folders[experiment]] = tmp_path.glob(f"wandb/offline-run-*-{run.id}")
     wandb.teardown()  # writes what its process still had
-    content = {experiment: file.read_bytes() for experiment, file in files.items()}
+    content = {experiment: next(folder.glob("*.wandb")).read_bytes() for experiment, folder in folders.items()}
     assert b"0.0125" in content["fidelity"]
     assert b"left_out/upstream_cudnn" in content["ttft"]
-    [table] = tmp_path.glob("wandb/offline-run-*/**/*.table.json")
-    assert json.loads(table.read_text())["data"] == [[512, 1.5, None], [640, None, "20 GiB"]]
+
+    def rows(experiment: str) -> list[list[object]]:
+        [table] = folders[experiment].rglob("*.table.json")
+        return json.loads(table.read_text())["data"]
+
+    assert rows("ttft") == [[512, 1.5, None], [640, None, "20 GiB"]]
+    assert rows("kernel") == [[4096, 1.5, None, "out of memory"]]
+    assert rows("equal_kl") == [["bsfa", 0.02, True, 1.5], ["dense", None, None, 2.5]]
     for run in content.values():
         assert b"samples.jsonl" in run
 
