@@ -128,7 +128,7 @@ def test_it_is_planned_once_the_divergences_are_known(command, model_folder, sto
     assert "| fidelity" in unknown.out
     assert "| equal_kl" not in unknown.out
     [one] = equal_kl.plan(composed(*ONE, f"model.path={model_folder}", QUIET, f"results={store}"))
-    assert (one.ids, one.readings, one.state) == (["noise-900-0", "prose-900-0"], 2 * 2, "to do")
+    assert (one.ids, one.readings, one.state) == (["noise-900-0", "prose-900-0"], 2 * 2 * 2, "to do")
 
 
 def test_a_run_that_was_stopped_goes_on_at_the_batch_it_was_at(command, model_folder, store, monkeypatch):
