@@ -474,6 +474,7 @@ __device__ __forceinline__ void consume(const Arguments& arguments, const Cta& c
     const u32 at = c * kSlots + slot.at, v = tile(base + L::v + at * L::k_bytes, L::k_panel);
     u32 p[kTiles][16];
     exponentials(0, p[0]);
+    // Each branch waits for its own products, else ptxas serialises them; and for the next stage's K under them.
     if (early) {
       hold_exponentials(0, p[0]);
       mbarrier_wait(v_full(), slot.parity);
