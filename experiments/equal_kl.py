@@ -27,7 +27,7 @@ from tqdm.contrib.logging import logging_redirect_tqdm
 from bsfa.errors import InputError
 from bsfa.methods import Dense
 from bsfa.model import describe
-from experiments import baselines, checks, environment, equal_kl_report, fidelity, overrides
+from experiments import checks, dense_kernels, environment, equal_kl_report, fidelity, overrides
 from experiments.equal_kl_choice import choose, points
 from experiments.methods import Variant
 from experiments.models import Loaded
@@ -65,7 +65,7 @@ class Grid:
         checks.amounts("equal_kl.bounds", self.bounds)  # nats a token
         checks.count("equal_kl.batch", self.batch)
         checks.count("equal_kl.repeats", self.repeats)
-        checks.names("equal_kl.baselines", self.baselines, baselines.BASELINES, least=0)
+        checks.names("equal_kl.baselines", self.baselines, dense_kernels.DENSE_KERNELS, least=0)
 
     def together(self, samples: int) -> int:
         """Texts in a batch, of so many of a cell.
@@ -214,7 +214,7 @@ def run(cfg: DictConfig) -> None:
 def _contenders(found: Plan, loaded: Loaded) -> tuple[dict[str, Contender], dict[str, str]]:
     """All that runs here, by its label, dense attention first; and the baselines that do not, with the reason."""
     info = describe(loaded.model)
-    dense, left_out = baselines.usable(found.grid.baselines, info, Prefill(), found.streams.longest())
+    dense, left_out = dense_kernels.usable(found.grid.baselines, info, Prefill(), found.streams.longest())
     wanted = found.labels()
     sparse = {variant.label: variant.build(loaded) for variant in found.sweep.variants if variant.label in wanted}
     for method in sparse.values():

@@ -9,7 +9,7 @@ from matplotlib.axes import Axes
 from matplotlib.figure import Figure
 
 from experiments import looks, style
-from experiments.results import BASELINES, METHOD, Section, table
+from experiments.results import METHOD, SKIP_NOTHING, Section, table
 
 DEPTHS = 10  # labels that fit beside a panel
 
@@ -18,7 +18,7 @@ DEPTHS = 10  # labels that fit beside a panel
 def curve(section: Section) -> Figure:
     """Accuracy against skip ratio with 95% intervals, a panel a haystack, dense as the line to hold."""
     rows = table(section, ["haystack"])
-    sparse = rows[~rows["method"].isin(BASELINES)]
+    sparse = rows[~rows["method"].isin(SKIP_NOTHING)]
     haystacks = sorted(rows["haystack"].unique())
     drawn = looks.by_method(zip(sparse["method"], sparse["calibration"], strict=True))
     figure, axes = style.panels(len(haystacks), 4.6, 3.6, sharex=True, sharey=True)

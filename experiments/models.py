@@ -94,14 +94,12 @@ class ModelSource:
         if self.path is not None:
             checks.text("model.path", self.path)
         checks.text("model.device", self.device)
-        if self.init not in INITS:
-            raise InputError(f"model.init={self.init} is none of {', '.join(INITS)}")
+        checks.choice("model.init", self.init, INITS)
+        checks.choice("model.dtype", self.dtype, DTYPES)
         if self.init == "pretrained" and self.shape and not self.path:
             raise InputError(f"model {self.name} is a shape without weights: model.init=random, or model.path=DIR")
         if self.init == "random" and not (self.shape or self.path):
             raise InputError("model.init=random takes a model's configuration from model.path or model.shape")
-        if self.dtype not in DTYPES:
-            raise InputError(f"model.dtype={self.dtype} is none of {', '.join(DTYPES)}")
         if self.device in (AUTO, TP) and self.init == "random":
             raise InputError("model.init=random makes a model on one device: model.device=cuda or cpu")
         if self.device == TP and "WORLD_SIZE" not in os.environ:

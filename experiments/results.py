@@ -17,7 +17,7 @@ from experiments.statistics import mean_interval, paired_interval, quartiles
 
 GOOD_ENOUGH = 0.9  # a dense score under this leaves too little to lose; such cells are marked
 METHOD = ["method", "strength", "calibration"]
-BASELINES = ("dense", "sdpa")
+SKIP_NOTHING = ("dense", "sdpa")  # methods that others are held against
 
 
 @dataclass(frozen=True)
@@ -125,14 +125,14 @@ def table(section: Section, by: list[str], weak: float = GOOD_ENOUGH) -> pd.Data
 def ordered(frame: pd.DataFrame, by: list[str]) -> pd.DataFrame:
     """Rows by cell, the baselines first, then by method, calibration and strength."""
     place = frame[[*by, "method", "calibration", "strength"]].assign(
-        method=frame["method"].map(lambda name: (name not in BASELINES, name)),
+        method=frame["method"].map(lambda name: (name not in SKIP_NOTHING, name)),
         strength=frame["strength"].map(_number),
     )
     return frame.loc[place.sort_values(list(place.columns)).index].reset_index(drop=True)
 
 
 def _rows(samples: pd.DataFrame, by: list[str], weak: float) -> Iterator[dict[str, Any]]:
-    baselines = {name: samples[samples["method"] == name] for name in BASELINES}
+    baselines = {name: samples[samples["method"] == name] for name in SKIP_NOTHING}
     for key, cell in samples.groupby([*METHOD, *by], sort=False, dropna=False):
         answers = cell.drop_duplicates("id")  # runs of one section may share samples
         low, high = mean_interval(answers["score"])

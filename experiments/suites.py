@@ -10,7 +10,7 @@ import numpy as np
 import pandas as pd
 
 from experiments import paper, results
-from experiments.results import BASELINES, METHOD, Section, ordered, paired, speedup, table
+from experiments.results import METHOD, SKIP_NOTHING, Section, ordered, paired, speedup, table
 from experiments.statistics import stratified_interval
 
 SIZES = ("tasks", "lengths", "samples")  # a sample of a suite is the same whatever these are
@@ -97,7 +97,7 @@ def trade(rows: pd.DataFrame) -> pd.DataFrame:
 
     Over the tasks that dense is able to do, or over all where it is able to do none or did not run.
     """
-    rows = rows[~rows["method"].isin(BASELINES)]
+    rows = rows[~rows["method"].isin(SKIP_NOTHING)]
     able = set(rows.loc[rows["scope"] == "able", "length"])
     return rows[(rows["scope"] == "able") | ~rows["length"].isin(able)].reset_index(drop=True)
 

@@ -15,7 +15,7 @@ from bsfa.attention import pick_backend
 from bsfa.errors import InputError
 from experiments import checks, environment
 from experiments.at_skip import AtSkip
-from experiments.baselines import BASELINES
+from experiments.dense_kernels import DENSE_KERNELS
 from experiments.methods import Variant, variants
 from experiments.models import Loaded, ModelSource
 from experiments.prefill import Prefill
@@ -49,9 +49,8 @@ class Grid:
         checks.shares("ttft.skips", self.skips, least=0)
         if 1 in self.lengths:
             raise InputError(f"ttft.lengths={self.lengths}: one token is a decode step and no prompt; take 2 or more")
-        checks.names("ttft.baselines", self.baselines, BASELINES, least=0)
-        if self.prompt not in PROMPTS:
-            raise InputError(f"ttft.prompt={self.prompt} is none of {', '.join(PROMPTS)}")
+        checks.names("ttft.baselines", self.baselines, DENSE_KERNELS, least=0)
+        checks.choice("ttft.prompt", self.prompt, PROMPTS)
 
     def tokens(self, loaded: Loaded, length: int) -> torch.Tensor:
         """A prompt, int64 (1, length)."""

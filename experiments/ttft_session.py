@@ -11,7 +11,7 @@ from bsfa.attention import Backend
 from bsfa.errors import InputError
 from bsfa.methods import Method
 from bsfa.model import describe
-from experiments import baselines, environment
+from experiments import dense_kernels, environment
 from experiments.at_skip import AtSkip
 from experiments.models import Loaded
 from experiments.ttft_plan import Plan, sample_id, set_label
@@ -92,7 +92,7 @@ def _contenders(plan: Plan, loaded: Loaded, backend: Backend) -> tuple[list[Cont
         contenders.append(Contender.of(variant.label, method))
     for skip in grid.skips:
         contenders.append(Contender(set_label(skip), _set(loaded, skip, backend)))
-    dense, left_out = baselines.usable(grid.baselines, info, plan.prefill, max(grid.lengths))
+    dense, left_out = dense_kernels.usable(grid.baselines, info, plan.prefill, max(grid.lengths))
     return [*contenders, *(Contender.of(name, method) for name, method in dense.items())], left_out
 
 

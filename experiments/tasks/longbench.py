@@ -48,12 +48,8 @@ class LongBench:
         if self.samples is not None:
             checks.count("task.samples", self.samples)
         checks.names("task.tasks", self.tasks, TASKS)
-        for setting, value, known in (
-            ("protocol", self.protocol, PROTOCOLS),
-            ("scorer", self.scorer, longbench_data.SCORERS),
-        ):
-            if value not in known:
-                raise InputError(f"task.{setting}={value} is none of {', '.join(known)}")
+        checks.choice("task.protocol", self.protocol, PROTOCOLS)
+        checks.choice("task.scorer", self.scorer, longbench_data.SCORERS)
 
     def longest(self) -> int:
         return max(self.lengths)

@@ -14,7 +14,7 @@ from experiments.prefill import Prefill
 
 log = logging.getLogger(__name__)
 
-BASELINES: dict[str, type[Method]] = {
+DENSE_KERNELS: dict[str, type[Method]] = {
     kind.name: kind for kind in (TorchFlash, Cudnn, FlashAttn3, FlashAttn2, Flex, Sdpa)
 }
 
@@ -22,7 +22,7 @@ BASELINES: dict[str, type[Method]] = {
 def usable(
     names: Sequence[str], model: ModelInfo, prefill: Prefill, longest: int
 ) -> tuple[dict[str, Method], dict[str, str]]:
-    """Those of `BASELINES` that run here, and those that do not, with the reason.
+    """Those of `DENSE_KERNELS` that run here, and those that do not, with the reason.
 
     Parameters
     ----------
@@ -32,7 +32,7 @@ def usable(
     found: dict[str, Method] = {}
     left_out: dict[str, str] = {}
     for name in names:
-        method = BASELINES[name]()
+        method = DENSE_KERNELS[name]()
         try:
             method.bind(model)
             prefill.check([method], longest)
