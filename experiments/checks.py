@@ -2,9 +2,18 @@
 
 from __future__ import annotations
 
-from collections.abc import Collection, Sequence
+from collections import Counter
+from collections.abc import Collection, Hashable, Iterable, Sequence
+from typing import TypeVar
 
 from bsfa.errors import InputError
+
+H = TypeVar("H", bound=Hashable)
+
+
+def twice(values: Iterable[H]) -> list[H]:
+    """What is there more than once, in the order in which it first comes."""
+    return [value for value, times in Counter(values).items() if times > 1]
 
 
 def counts(setting: str, values: object) -> None:
@@ -17,7 +26,7 @@ def counts(setting: str, values: object) -> None:
     """
     if not (isinstance(values, Sequence) and values and all(type(x) is int and x > 0 for x in values)):
         raise InputError(f"{setting}={values} must be a list of whole numbers from 1, such as [1,2]")
-    if len(set(values)) < len(values):
+    if twice(values):
         raise InputError(f"{setting}={values} holds a number twice")
 
 
@@ -35,8 +44,8 @@ def names(setting: str, values: object, known: Collection[object], least: int = 
         and all(value in known for value in values)
     ):
         raise InputError(f"{setting}={values} must hold some of {', '.join(map(str, known))}, in a list")
-    if twice := [value for value in dict.fromkeys(values) if values.count(value) > 1]:
-        raise InputError(f"{setting} holds {', '.join(map(str, twice))} twice")
+    if repeated := twice(values):
+        raise InputError(f"{setting} holds {', '.join(map(str, repeated))} twice")
 
 
 def choice(setting: str, value: object, known: Collection[object]) -> None:
@@ -81,7 +90,7 @@ def amounts(setting: str, values: object) -> None:
     """
     if not (isinstance(values, Sequence) and values and all(type(x) in (int, float) and x > 0 for x in values)):
         raise InputError(f"{setting}={values} must be numbers above 0, such as [0.005,0.02]")
-    if len(set(values)) < len(values):
+    if twice(values):
         raise InputError(f"{setting}={values} holds a number twice")
 
 
@@ -98,7 +107,7 @@ def shares(setting: str, values: object, least: int) -> None:
         and all(type(x) in (int, float) and 0 <= x < 1 for x in values)
     ):
         raise InputError(f"{setting}={values} must be shares from 0 to below 1, such as [0.5,0.8]")
-    if len(set(values)) < len(values):
+    if twice(values):
         raise InputError(f"{setting}={values} holds a share twice")
 
 

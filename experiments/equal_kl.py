@@ -149,9 +149,9 @@ def _check(runs: Sequence[tuple[Variant, Run]]) -> None:
     """
     if not runs:
         raise InputError("equal_kl times methods that have a strength, and method= names none; take method=frontier")
-    labels = [variant.label for variant, _ in runs]
-    if twice := sorted({label for label in labels if labels.count(label) > 1}):
-        raise InputError(f"equal_kl measures a row a method and {', '.join(twice)} would be two; give one a name")
+    if twice := checks.twice(variant.label for variant, _ in runs):
+        named = ", ".join(sorted(twice))
+        raise InputError(f"equal_kl measures a row a method and {named} would be two; give one a name")
     if missing := [variant.label for variant, run in runs if not run.complete]:
         raise NoDivergence(
             f"the store lacks the divergence of {len(missing)} of {len(runs)} strengths, the first {missing[0]}: "

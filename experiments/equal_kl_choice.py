@@ -8,11 +8,10 @@ from typing import Any
 
 import pandas as pd
 
-from experiments.frontier import CELL
+from experiments.frontier import CELL, divergence
 from experiments.methods import Variant
 from experiments.records import Run, read_samples
 from experiments.results import calibrated_on
-from experiments.statistics import bootstrap_interval
 
 FAMILY = "family"  # column: a method with all its settings but the strength, calibration among them
 
@@ -33,7 +32,6 @@ def _points(runs: Sequence[tuple[Variant, Run]]) -> Iterator[dict[str, Any]]:
         identity = variant.identity()
         settings = {key: value for key, value in identity["parameters"].items() if key != variant.config.knob}
         for key, cell in pd.DataFrame(read_samples(run.path / "samples.jsonl")).groupby(CELL, sort=False):
-            low, high = bootstrap_interval(cell["kl"])
             yield {
                 **dict(zip(CELL, key, strict=True)),
                 FAMILY: json.dumps([variant.name, settings, identity["calibration"]], sort_keys=True),
@@ -42,10 +40,7 @@ def _points(runs: Sequence[tuple[Variant, Run]]) -> Iterator[dict[str, Any]]:
                 "strength": variant.strength,
                 "calibration": calibrated_on(identity["calibration"], run.config["task"]["lengths"]),
                 "run": run.id,
-                "n": len(cell),
-                "kl": float(cell["kl"].mean()),
-                "kl_low": low,
-                "kl_high": high,
+                **divergence(cell),
                 "skip_ratio": float(cell["skip_ratio"].mean()),
             }
 

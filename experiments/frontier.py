@@ -32,20 +32,22 @@ def points(section: Section) -> pd.DataFrame:
 
 def _points(samples: pd.DataFrame) -> Iterator[dict[str, Any]]:
     for key, cell in samples.groupby([*METHOD, *CELL], sort=False, dropna=False):
-        low, high = bootstrap_interval(cell["kl"])
         yield {
             **dict(zip([*METHOD, *CELL], key, strict=True)),
             **cell.iloc[0][SETTINGS].to_dict(),
-            "n": len(cell),
-            "kl": cell["kl"].mean(),
-            "kl_low": low,
-            "kl_high": high,
+            **divergence(cell),
             "agreement": cell["agreement"].mean(),
             "perplexity_over_dense": float(np.exp((cell["nll"] - cell["nll_dense"]).mean())),
             "skip_ratio": cell["skip_ratio"].mean(),
             "error": _mean(cell["error_by_head"]),
             "dropped_mass": _mean(cell["dropped_mass_by_head"]),
         }
+
+
+def divergence(cell: pd.DataFrame) -> dict[str, Any]:
+    """n, and the mean KL (nats a token) of a method's samples with its 95% interval."""
+    low, high = bootstrap_interval(cell["kl"])
+    return {"n": len(cell), "kl": float(cell["kl"].mean()), "kl_low": low, "kl_high": high}
 
 
 def _mean(tables: pd.Series) -> float:

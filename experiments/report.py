@@ -96,8 +96,9 @@ def needles(section: Section) -> Chapter:
 
 def fidelities(root: Path) -> list[Chapter]:
     """Divergence from dense, with the needles that were found by the same methods."""
-    needles = results.sections(root, "niah")
-    return [fidelity(section, needles) for section in results.sections(root, "fidelity")]
+    found = results.sections(root, "fidelity")
+    needles = results.sections(root, "niah") if found else []
+    return [fidelity(section, needles) for section in found]
 
 
 def fidelity(section: Section, needles: Sequence[Section]) -> Chapter:

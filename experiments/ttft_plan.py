@@ -79,9 +79,9 @@ class Plan:
     record: Run
 
     def __post_init__(self) -> None:
-        labels = self.labels()
-        if twice := sorted({label for label in labels if labels.count(label) > 1}):
-            raise InputError(f"ttft measures a row a method and {', '.join(twice)} would be two; leave one of them out")
+        if twice := checks.twice(self.labels()):
+            named = ", ".join(sorted(twice))
+            raise InputError(f"ttft measures a row a method and {named} would be two; leave one of them out")
 
     @classmethod
     def of(cls, cfg: DictConfig) -> Plan:

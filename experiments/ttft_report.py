@@ -12,9 +12,9 @@ from matplotlib.figure import Figure
 from experiments import looks, style
 from experiments.chapters import Chapter, Drawing, Table
 from experiments.records import read_runs
+from experiments.results import SKIP_NOTHING
 
 GIB = 2**30
-DENSE = ("dense", "sdpa")
 NOTE = (
     "TTFT: from the prompt to the choice of the first token, median [quartiles] of turns that all methods of a length "
     "took in one process. A ratio is that method's TTFT over this row's, in one process. Attention: its share of TTFT, "
@@ -79,7 +79,7 @@ def tabulate(samples: list[dict[str, Any]]) -> pd.DataFrame:
 
 
 def _is_dense(method: str) -> bool:
-    return method in DENSE or method.startswith("upstream_")
+    return method in SKIP_NOTHING or method.startswith("upstream_")
 
 
 def readable(rows: pd.DataFrame) -> pd.DataFrame:
