@@ -67,6 +67,24 @@ class Call(ctypes.Structure):
     )
 
 
+@dataclass(frozen=True)
+class Cta:
+    """What one CTA of a launch is.
+
+    Attributes
+    ----------
+    threads : int
+    query_blocks : int
+        That it computes, of heads that share K and V.
+    shared_bytes : int
+        Its dynamic shared memory.
+    """
+
+    threads: int
+    query_blocks: int
+    shared_bytes: int
+
+
 @dataclass(frozen=True, eq=False)  # one of a kind, and cheap to look up by
 class Kernel:
     """The kernel of one GPU generation.
@@ -81,12 +99,8 @@ class Kernel:
         Whether it runs at a compute capability.
     arch : (major, minor) -> str
         What to compile it for there.
-    threads : int
-        Of a CTA.
-    query_blocks : int
-        That a CTA computes, of heads that share K and V.
-    shared_bytes : head size -> int
-        Dynamic shared memory of a CTA.
+    cta : head size -> Cta
+        What a CTA is there.
     readable : (shape, strides, bytes an element) -> bool
         Whether it can read a tensor, given an address that is a multiple of 16; others are copied.
     arguments : (q, k, v) -> Structure
@@ -97,9 +111,7 @@ class Kernel:
     source: str
     serves: Callable[[int, int], bool]
     arch: Callable[[int, int], str]
-    threads: int
-    query_blocks: int
-    shared_bytes: Callable[[int], int]
+    cta: Callable[[int], Cta]
     readable: Callable[[tuple[int, ...], tuple[int, ...], int], bool]
     arguments: Callable[[Tensor, Tensor, Tensor], Any]
 
@@ -114,13 +126,13 @@ class Kernel:
         driver, _ = nvrtc.bindings()
         call, device = arguments.call, q.device.index
         shared = call.q_heads // call.kv_heads * -(-call.q_length // BLOCK_Q)  # query blocks over one K and V
-        grid = call.batch * call.kv_heads * -(-shared // self.query_blocks)
         pointer = ctypes.c_void_p(ctypes.addressof(arguments))
         with torch.cuda.device(device):
-            kernel, shared_bytes = _load(self, device, q.dtype, q.shape[-1], mode)
+            kernel, cta = _load(self, device, q.dtype, q.shape[-1], mode)
+            grid = call.batch * call.kv_heads * -(-shared // cta.query_blocks)
             stream = torch._C._cuda_getCurrentRawStream(device)  # no Stream object, which takes microseconds
             (status,) = driver.cuLaunchKernel(
-                kernel, grid, 1, 1, self.threads, 1, 1, shared_bytes, stream, ctypes.addressof(pointer), 0
+                kernel, grid, 1, 1, cta.threads, 1, 1, cta.shared_bytes, stream, ctypes.addressof(pointer), 0
             )
         if status.value != 0:
             raise RuntimeError(f"launching the {self.name} attention kernel failed: {status.name}")
@@ -143,9 +155,9 @@ def _readable(kernel: Kernel, shape: tuple[int, ...], strides: tuple[int, ...], 
 
 
 @cache
-def _load(kernel: Kernel, device: int, dtype: torch.dtype, head_size: int, mode: str) -> tuple[Any, int]:
-    """A loaded kernel and the dynamic shared memory of its launch."""
+def _load(kernel: Kernel, device: int, dtype: torch.dtype, head_size: int, mode: str) -> tuple[Any, Cta]:
+    """A loaded kernel and the CTA of its launch."""
     arch = kernel.arch(*torch.cuda.get_device_capability(device))
     cubin = nvrtc.compile_kernel(kernel.source, instantiate(dtype, head_size, mode), arch)
-    shared_bytes = kernel.shared_bytes(head_size)
-    return nvrtc.load_kernel(cubin, shared_bytes), shared_bytes
+    cta = kernel.cta(head_size)
+    return nvrtc.load_kernel(cubin, cta.shared_bytes), cta

@@ -6,7 +6,7 @@ import ctypes
 
 from torch import Tensor
 
-from bsfa.launch import Call, Kernel, aligned
+from bsfa.launch import Call, Cta, Kernel, aligned
 
 
 class TensorArgument(ctypes.Structure):
@@ -36,9 +36,9 @@ def _describe(x: Tensor) -> TensorArgument:
     return TensorArgument(x.data_ptr(), strides[0] if x.dim() == 4 else 0, *strides[-3:-1])
 
 
-def shared_bytes(head_size: int) -> int:
-    """`bsfa::Layout<D>`: Q, two blocks of K and one of V, and the rest."""
-    return 2 * head_size * (128 + 2 * 64 + 64) + 944
+def cta(head_size: int) -> Cta:
+    """Shared memory is `bsfa::Layout<D>`: Q, two blocks of K and one of V, and the rest."""
+    return Cta(threads=128, query_blocks=1, shared_bytes=2 * head_size * (128 + 2 * 64 + 64) + 944)
 
 
 SM80 = Kernel(
@@ -46,9 +46,7 @@ SM80 = Kernel(
     source="attention_sm80.cu",
     serves=lambda major, minor: major >= 8,
     arch=lambda major, minor: f"sm_{major}{minor}",
-    threads=128,
-    query_blocks=1,
-    shared_bytes=shared_bytes,
+    cta=cta,
     readable=aligned,  # it reads 16 bytes at a time
     arguments=arguments,
 )

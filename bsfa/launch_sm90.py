@@ -11,7 +11,7 @@ from torch import Tensor
 
 from bsfa import nvrtc
 from bsfa.blocks import BLOCK_K, BLOCK_Q
-from bsfa.launch import Call, Kernel, aligned
+from bsfa.launch import Call, Cta, Kernel, aligned
 
 PANEL = 64  # columns of a 128-byte-swizzled panel
 
@@ -35,9 +35,12 @@ def arguments(q: Tensor, k: Tensor, v: Tensor) -> Arguments:
     return a
 
 
-def shared_bytes(head_size: int) -> int:
-    """`bsfa::Layout<D>`: Q twice, six blocks of K, four of V, 1 KiB for the rest, and 1 KiB to align the start."""
-    return 2 * head_size * (2 * 128 + 6 * 64 + 4 * 64) + 1024 + 1024
+def cta(head_size: int) -> Cta:
+    """As many consumers as `bsfa::consumers` gives, a query block each. Shared memory is `bsfa::Layout<D>`: a consumer's Q and
+    its two blocks of V, six blocks of K, 1 KiB for the rest, and 1 KiB to align the start."""
+    consumers = 3 if head_size == 64 else 2
+    rows = consumers * (128 + 2 * 64) + 6 * 64
+    return Cta(threads=128 * (1 + consumers), query_blocks=consumers, shared_bytes=2 * head_size * rows + 1024 + 1024)
 
 
 def readable(shape: tuple[int, ...], strides: tuple[int, ...], element: int) -> bool:
@@ -101,9 +104,7 @@ SM90A = Kernel(
     source="attention_sm90a.cu",
     serves=lambda major, minor: major == 9,
     arch=lambda major, minor: "sm_90a",
-    threads=384,
-    query_blocks=2,
-    shared_bytes=shared_bytes,
+    cta=cta,
     readable=readable,
     arguments=arguments,
 )

@@ -2,40 +2,37 @@
 //
 // A warpgroup computes one query block (128 rows) of one head, by itself: it visits key blocks of 64 keys one after the
 // other, computes the exact scores S = Q K^T (128 x 64), and decides: is any scaled score not below the bar
-// max(threshold, r[row] + relative)? A kept block goes through softmax and P V; a skipped one is done, and unless it was
-// guessed to be kept its V is never read. The decision is one barrier of the warpgroup's four warps that ORs a predicate.
-// A CTA has two such warpgroups, on two query blocks that share K: neighbouring heads of one KV group, or neighbouring
-// query blocks. They share no decision and wait for nothing of each other's. The second starts half a kept block's way
-// behind the first, so that one's products run under the other's maxima, decision and exponentials: while both keep what
-// they visit, they stay as far apart as they started.
+// max(threshold, r[row] + relative)? A kept block goes through softmax and P V; a skipped one is done, and its V is never
+// read. The decision is one barrier of the warpgroup's four warps that ORs a predicate. A CTA has two such warpgroups, three
+// where heads are of 64, on query blocks that share K: neighbouring heads of one KV group, or neighbouring query blocks. They
+// share no decision and wait for nothing of each other's. They start one behind the other, so that one's products run under
+// another's maxima, decision and exponentials: while all keep what they visit, they stay as far apart as they started. And
+// within one, the next block's scores are computed with a kept block's P V, of which they follow at once.
 //
 // Warpgroups (128 threads each; setmaxnreg gives the consumers the others' registers)
-//   0        three warps of it. The producer: Q of both consumers, once; K in the order of visit of whichever sees more, with
-//            what holds of a block for each of the two; without a gate also V, as K goes. With a gate, a fetcher for each
-//            consumer: V of the blocks that it keeps, and, while it keeps many, of the next one before that is decided
-//   1, 2     consumers: S (2 x 64 rows x 64 keys), P in its registers, O (2 x 64 x D), shifts and sums of four rows a thread.
-//            Where V was there before the decision, P V of the first 64 rows runs under the exponentials of the others
+//   0        four warps. The producer: Q of all consumers, once; K in the order of visit of whichever sees most, with what holds
+//            of a block for each of them. A fetcher for each consumer: V of the blocks that it keeps
+//   1 ...    consumers: S (2 x 64 rows x 64 keys), P in registers, O (2 x 64 x D), shifts and sums of four rows a thread
 //
 // Shared memory (offsets in `Layout`)
-//   Q              2 x 128 x D, each as D/64 panels of 128 rows x 64 columns, 128-byte swizzle (as all tiles here)
+//   Q              consumers x 128 x D, each as D/64 panels of 128 rows x 64 columns, 128-byte swizzle (as all tiles here)
 //   K ring         kStages x (64 keys x D)
 //   V              kSlots x (64 keys x D) for each consumer
 //   words          what a stage's block is to each consumer (`Visit`), for kDescribed stages
 //   exchange       for block maxima: the four warps' values, twice, for each consumer
-//   asked          of the last two asks of each consumer, the block kept and the one guessed to be kept next (0: none)
+//   asked          the block that each consumer kept last
 //   cta            what all threads know: `Cta`
 //
 // Barriers (mbarriers)
-//   q_full[c]          producer (TMA bytes)          -> consumer c, once
-//   k_full[stage]      producer (TMA bytes)          -> consumers: K is there, and the words of the next stage too
-//   k_empty[stage]     eight consumer warps          -> producer: S is computed, the next stage's words are read
-//   v_asked[c][n]      one thread of consumer c      -> its fetcher: the n-th kept block, modulo kAsks; the last ask is the end
-//   v_full[c][slot]    producer or fetcher (TMA)     -> consumer c
-//   v_empty[c][slot]   four warps of consumer c      -> producer; calls without a gate only
+//   q_full[c]          producer (TMA bytes)       -> consumer c, once
+//   k_full[stage]      producer (TMA bytes)       -> consumers: K is there, and the words of the next stage too
+//   k_empty[stage]     the consumers' warps       -> producer: S is computed, the next stage's words are read
+//   v_asked[c]         one thread of consumer c   -> its fetcher: a block is kept, or none is any more
+//   v_full[c][slot]    fetcher c (TMA bytes)      -> consumer c
+//   v_empty[c][slot]   four warps of consumer c   -> fetcher c; calls without a gate only, in which V goes ahead as K does
 // With a gate, V's slot is free by construction: it last held the kept block before the last, and all four warps have
-// arrived at a decision since; or a block whose V went unused, which the fetcher waits for, so that nobody waits for a slot
-// whose fill before is still on its way. At most two asks are open: the third comes after V of the second, which the
-// fetcher brings having read the first. Named barriers 1 and 2 are the consumers' decisions.
+// arrived at a decision since. Asks do not overtake each other: the next one comes after V of the last. Named barriers 1 and
+// up are the consumers' decisions.
 //
 // With index lists the consumers take stages in turn and share no K. Block maxima need no V.
 #include "ptx_sm90.cuh"
@@ -44,15 +41,15 @@
 namespace bsfa {
 
 constexpr int kPanel = 64;     // columns of a swizzled panel: 128 bytes
-constexpr int kConsumers = 2;  // warpgroups, each with a query block
 constexpr int kTiles = 2;      // of 64 rows in a query block, as wgmma takes them
 constexpr int kRows = 4;       // rows of S and O that a thread has a share of: two a tile
 constexpr int kStages = 6;     // blocks of K in flight
 constexpr int kSlots = 2;      // blocks of V a consumer
-constexpr int kAsks = 2;       // for V that are open at once, a consumer
 constexpr int kDescribed = 8;  // stages whose words are kept: those of K and one ahead
 static_assert(kDescribed > kStages);
-constexpr int kThreads = 128 * (1 + kConsumers);
+// Warpgroups that compute a query block each: as many as O leaves registers for. Mirrored by bsfa/launch_sm90.py.
+constexpr int consumers(int head_size) { return head_size == 64 ? 3 : 2; }
+constexpr int threads(int head_size) { return 128 * (1 + consumers(head_size)); }
 constexpr float kSlack = 8.f;       // P is at most 2^8
 constexpr float kNoShift = -1e30f;  // of a row that has seen nothing
 
@@ -64,47 +61,53 @@ struct Arguments {
 };
 
 template <int D> struct Layout {
+  static constexpr int consumers = bsfa::consumers(D);
   static constexpr int panels = D / kPanel;
   static constexpr int q_panel = kBlockQ * kPanel * 2;
   static constexpr int k_panel = kBlockK * kPanel * 2;  // and V's
   static constexpr int q_bytes = panels * q_panel;
   static constexpr int k_bytes = panels * k_panel;      // and V's
   static constexpr int q = 0;
-  static constexpr int k = q + kConsumers * q_bytes;
+  static constexpr int k = q + consumers * q_bytes;
   static constexpr int v = k + kStages * k_bytes;
-  static constexpr int words = v + kConsumers * kSlots * k_bytes;
-  static constexpr int exchange = words + kDescribed * 8;
-  static constexpr int asked = exchange + kConsumers * 2 * 16;
-  static constexpr int q_full = asked + kConsumers * kAsks * 8;
-  static constexpr int k_full = q_full + 8 * kConsumers;
+  static constexpr int words = v + consumers * kSlots * k_bytes;
+  static constexpr int exchange = words + kDescribed * 16;
+  static constexpr int asked = exchange + consumers * 2 * 16;
+  static constexpr int q_full = asked + 16;
+  static constexpr int k_full = q_full + 8 * consumers;
   static constexpr int k_empty = k_full + 8 * kStages;
   static constexpr int v_full = k_empty + 8 * kStages;
-  static constexpr int v_empty = v_full + 8 * kConsumers * kSlots;
-  static constexpr int v_asked = v_empty + 8 * kConsumers * kSlots;
-  static constexpr int cta = v_asked + 8 * kConsumers * kAsks;
-  static constexpr int bytes = cta + 192;
+  static constexpr int v_empty = v_full + 8 * consumers * kSlots;
+  static constexpr int v_asked = v_empty + 8 * consumers * kSlots;
+  static constexpr int cta = v_asked + 8 * consumers;
+  static constexpr int bytes = cta + 64 * (consumers + 1);
+  static constexpr int registers = consumers == 3 ? 160 : 240;  // a consumer's thread
   static constexpr int alignment = 1024;  // of a swizzled tile; the launch adds as much
 };
 
 // What all threads of a CTA know.
-struct Cta {
-  Work work[kConsumers];
-  int lead;    // the consumer whose visits are also the other's, as far as that one sees them
+template <int Consumers> struct Cta {
+  Work work[Consumers];
+  int lead;    // the consumer whose visits are also the others', as far as they see them
   int stages;  // of K to go through
 
   // The `index`-th CTA's share of a call.
   __device__ void fill(const Call& a, int index) {
     int items = a.q_heads / a.kv_heads * ((a.q_length + kBlockQ - 1) / kBlockQ);
-    int pairs = (items + kConsumers - 1) / kConsumers;
+    int shares = (items + Consumers - 1) / Consumers, visits = 0;
+    lead = 0;
 #pragma unroll
-    for (int c = 0; c < kConsumers; c++) work[c] = Work(a, index / pairs, index % pairs * kConsumers + c);
-    lead = work[1].visible > work[0].visible;
-    stages = a.indices ? kConsumers * max(work[0].visits, work[1].visits) : work[lead].visits;
+    for (int c = 0; c < Consumers; c++) {
+      work[c] = Work(a, index / shares, index % shares * Consumers + c);
+      if (work[c].visible > work[lead].visible) lead = c;
+      visits = max(visits, work[c].visits);
+    }
+    stages = a.indices ? Consumers * visits : work[lead].visits;
   }
 
   // What consumer `c` visits at a stage. Lists differ from head to head, so that consumers take stages in turn.
   __device__ u32 visit(const Call& a, int c, int stage) const {
-    if (a.indices) return stage % kConsumers == c ? work[c].visit(a, stage / kConsumers) : 0;
+    if (a.indices) return stage % Consumers == c ? work[c].visit(a, stage / Consumers) : 0;
     return work[c].describe(a, work[lead].block(a, stage));
   }
 };
@@ -121,15 +124,15 @@ template <int Size> struct Place {
   }
 };
 
-// The producer: one warp. Its lanes describe 32 stages at once, lane 0 issues the copies.
-template <int D, Mode M> __device__ __forceinline__ void produce(const Arguments& arguments, const Cta& cta, u32 base) {
+// The producer of Q and K: one warp. Its lanes describe 32 stages at once, lane 0 issues the copies.
+template <int D> __device__ __forceinline__ void produce(const Arguments& arguments, const Cta<consumers(D)>& cta, u32 base) {
   using L = Layout<D>;
   const Call& a = arguments.call;
   const int lane = threadIdx.x % kWarp;
   const int batch = a.cu_q ? 0 : cta.work[0].batch;
   const int kv_head = cta.work[0].kv_head, k_start = cta.work[0].k_start;
   if (lane == 0) {
-    for (int c = 0; c < kConsumers; c++) {
+    for (int c = 0; c < L::consumers; c++) {
       const Work& work = cta.work[c];
       if (!work.visits) continue;
       mbarrier_expect(base + L::q_full + 8 * c, L::q_bytes);
@@ -139,93 +142,78 @@ template <int D, Mode M> __device__ __forceinline__ void produce(const Arguments
   }
 
   Place<kStages> stage;
-  Place<kSlots> slots[kConsumers];
   // What lane l holds of stages is that of the l-th of 32. Lane 0 writes down a stage's words, for it also arrives.
-  u32 described[kConsumers];
-  auto describe = [&](int i) {
-    for (int c = 0; c < kConsumers; c++) described[c] = i + lane < cta.stages ? cta.visit(a, c, i + lane) : 0;
-  };
-  u32 words[kConsumers], next[kConsumers];
+  u32 described[L::consumers];
+  u32 any, next;  // of a stage's words and of the next one's, ORed: all are of one block, or 0
   auto look_ahead = [&](int i) {
-    if (i % kWarp == 0) describe(i);
-    for (int c = 0; c < kConsumers; c++) next[c] = __shfl_sync(~0u, described[c], i % kWarp);
-    if (lane == 0) store_shared(base + L::words + 8 * (i % kDescribed), u64(next[1]) << 32 | next[0]);
+    if (i % kWarp == 0)
+      for (int c = 0; c < L::consumers; c++) described[c] = i + lane < cta.stages ? cta.visit(a, c, i + lane) : 0;
+    u32 word[4] = {};
+#pragma unroll
+    for (int c = 0; c < L::consumers; c++) word[c] = __shfl_sync(~0u, described[c], i % kWarp);
+    next = word[0] | word[1] | word[2];
+    if (lane == 0) store_shared(base + L::words + 16 * (i % kDescribed), word);
   };
   look_ahead(0);
   for (int i = 0; i <= cta.stages; i++) {  // the one past the last holds nothing: consumers look a stage ahead
-    for (int c = 0; c < kConsumers; c++) words[c] = next[c];
+    any = next;
     u32 full = base + L::k_full + 8 * stage.at;
-    int row = k_start + int((words[0] | words[1]) & Visit::block) * kBlockK;  // both, or one of them is 0
     mbarrier_wait(base + L::k_empty + 8 * stage.at, stage.parity ^ 1);
     look_ahead(i + 1);
     if (lane == 0) {
-      bool any = (words[0] | words[1]) & Visit::valid;
       mbarrier_expect(full, any ? L::k_bytes : 0);
-      if (any) copy_tile(base + L::k + stage.at * L::k_bytes, &arguments.k, full, 0, row, 0, kv_head, batch);
+      if (any)
+        copy_tile(base + L::k + stage.at * L::k_bytes, &arguments.k, full, 0, k_start + int(any & Visit::block) * kBlockK, 0,
+                  kv_head, batch);
     }
     __syncwarp();
     stage.advance();
-    if constexpr (M == Mode::all) {
-      for (int c = 0; c < kConsumers; c++) {
-        if (!(words[c] & Visit::valid)) continue;
-        u32 slot = c * kSlots + slots[c].at;
-        mbarrier_wait(base + L::v_empty + 8 * slot, slots[c].parity ^ 1);
-        if (lane == 0) {
-          mbarrier_expect(base + L::v_full + 8 * slot, L::k_bytes);
-          copy_tile(base + L::v + slot * L::k_bytes, &arguments.v, base + L::v_full + 8 * slot, 0, row, 0, kv_head, batch);
-        }
-        __syncwarp();
-        slots[c].advance();
-      }
-    }
   }
 }
 
-// A fetcher: one warp, which brings V of the blocks that consumer `c` keeps or is guessed to keep next. A slot whose block is
-// skipped after all goes unused.
-template <int D> __device__ __forceinline__ void fetch(const Arguments& arguments, const Cta& cta, u32 base, int c) {
+// A fetcher: one warp, which brings V of the blocks that consumer `c` keeps.
+template <int D, Mode M>
+__device__ __forceinline__ void fetch(const Arguments& arguments, const Cta<consumers(D)>& cta, u32 base, int c) {
   using L = Layout<D>;
+  const Call& a = arguments.call;
   const Work& work = cta.work[c];
   const bool first_lane = threadIdx.x % kWarp == 0;
   Place<kSlots> slot;
-  auto full = [&] { return base + L::v_full + 8 * (c * kSlots + slot.at); };
   auto bring = [&](u32 word) {
+    const u32 at = c * kSlots + slot.at, full = base + L::v_full + 8 * at;
     if (first_lane) {
-      mbarrier_expect(full(), L::k_bytes);
-      copy_tile(base + L::v + (c * kSlots + slot.at) * L::k_bytes, &arguments.v, full(), 0,
-                work.k_start + int(word & Visit::block) * kBlockK, 0, work.kv_head, arguments.call.cu_q ? 0 : work.batch);
+      mbarrier_expect(full, L::k_bytes);
+      copy_tile(base + L::v + at * L::k_bytes, &arguments.v, full, 0, work.k_start + int(word & Visit::block) * kBlockK, 0,
+                work.kv_head, a.cu_q ? 0 : work.batch);
     }
     __syncwarp();
-  };
-  u32 guess = 0;
-  for (Place<kAsks> ask;; ask.advance()) {
-    const u32 n = 8 * (kAsks * c + ask.at);
-    mbarrier_wait(base + L::v_asked + n, ask.parity);
-    u32 kept = 0, next = 0;
-    if (first_lane) {
-      kept = load_shared(base + L::asked + n);
-      next = load_shared(base + L::asked + n + 4);
-    }
-    kept = __shfl_sync(~0u, kept, 0);
-    next = __shfl_sync(~0u, next, 0);
-    if (guess && guess != kept) {
-      // Its V goes unused and has to have arrived all the same: the consumer's next wait on this slot is for the phase after.
-      mbarrier_wait(full(), slot.parity);
-      slot.advance();
-    }
-    if (!kept) break;
-    if (guess != kept) bring(kept);
     slot.advance();
-    guess = next;
-    if (guess) bring(guess);
+  };
+  if constexpr (M == Mode::all) {
+    for (int i = 0; i < work.visits; i++) {
+      u32 word = work.visit(a, i);
+      if (!word) continue;
+      mbarrier_wait(base + L::v_empty + 8 * (c * kSlots + slot.at), slot.parity ^ 1);
+      bring(word);
+    }
+  } else {
+    for (u32 parity = 0;; parity ^= 1) {
+      mbarrier_wait(base + L::v_asked + 8 * c, parity);
+      u32 word = 0;
+      if (first_lane) word = load_shared(base + L::asked + 4 * c);
+      word = __shfl_sync(~0u, word, 0);
+      if (!word) break;
+      bring(word);
+    }
   }
 }
 
 // A consumer, number `c`. kPositive: a score below 0 decides nothing, for the gate keeps every block or has a bar above 0.
 template <class T, int D, Mode M, bool kPositive>
-__device__ __forceinline__ void consume(const Arguments& arguments, const Cta& cta, u32 base, int c, float threshold) {
+__device__ __forceinline__ void consume(const Arguments& arguments, const Cta<consumers(D)>& cta, u32 base, int c, float threshold) {
   using L = Layout<D>;
   constexpr bool kGated = M == Mode::gate_max || M == Mode::gate_lse;
+  constexpr bool kEarly = L::registers > 200;  // P of the first 64 rows and their next scores have registers of their own
   constexpr int kOut = D / 2;  // accumulator words of a tile of O that a thread holds
 
   const Call& a = arguments.call;
@@ -336,14 +324,6 @@ __device__ __forceinline__ void consume(const Arguments& arguments, const Cta& c
       }
   };
 
-  // A tile's P and its sums stay before what follows.
-  auto hold_exponentials = [&](int m, const u32(&p)[16]) {
-    u32 all = __float_as_uint(row_sum[2 * m]) | __float_as_uint(row_sum[2 * m + 1]);
-#pragma unroll
-    for (int i = 0; i < 16; i++) all |= p[i];
-    hold(base, all);
-  };
-
   // O += P V of one tile, started.
   auto start_values = [&](int m, const u32(&p)[16], u32 v) {
 #pragma unroll
@@ -377,134 +357,166 @@ __device__ __forceinline__ void consume(const Arguments& arguments, const Cta& c
   const u32 words = base + L::words + 4 * c;
   if (work.visits) mbarrier_wait(base + L::q_full + 8 * c, 0);
   mbarrier_wait(base + L::k_full, 0);
-  if (c == 1) stagger<512 + 6 * D>();
-  // What the next stage's block is: in lane 0 alone, which also tells the producer that it has read it.
-  u32 visit = 0, next;
-  auto look_ahead = [&](int i) {
-    next = 0;
-    if (lane == 0) next = load_shared(words + 8 * (i % kDescribed));
-    next = __shfl_sync(~0u, next, 0);
-  };
-  look_ahead(0);
+  stagger(c * (D == 64 ? 500 : 1280));  // a kept block takes some 1,500 and 2,500 cycles
+  // Of a stage: what its block is (`visit`), and the next one's (`next`), which lane 0 alone reads (`ahead`), for it also tells the
+  // producer that it has.
+  u32 visit = 0, next = 0, ahead = 0;
+  u32 empty = 0;  // the barrier to tell
+  u32 there = 0;  // the next stage's K was seen to be there
   int i = 0;
-  // To the next stage: its K is there, and so is what its block is.
+  auto read_ahead = [&](int i) {
+    if (lane == 0) ahead = load_shared(words + 16 * (i % kDescribed));
+  };
+  auto look_ahead = [&] {
+    next = __shfl_sync(~0u, ahead, 0);
+    empty = base + L::k_empty + 8 * stage.at;
+    stage.advance();
+    there = mbarrier_test(base + L::k_full + 8 * stage.at, stage.parity);
+  };
+  // To the next stage, when its K is there, and so is what the block after it is.
   auto proceed = [&] {
-    mbarrier_wait(base + L::k_full + 8 * stage.at, stage.parity);
+    mbarrier_wait(base + L::k_full + 8 * stage.at, stage.parity, there);
     visit = next;
   };
   auto v_full = [&] { return base + L::v_full + 8 * (c * kSlots + slot.at); };
-  // Tells the fetcher of a kept block and of one guessed to be kept; 0: none, and no more are kept.
-  auto ask = [&](u32 block, u32 guess) {
+  // Tells the fetcher of a kept block; 0: no more are kept.
+  auto ask = [&](u32 block) {
     const bool teller = threadIdx.x % 128 == 0;
-    const u32 n = 8 * (kAsks * c + kept % kAsks);
-    store_shared_if(teller, base + L::asked + n, u64(guess) << 32 | block);
-    mbarrier_arrive_if(teller, base + L::v_asked + n);
+    store_shared_if(teller, base + L::asked + 4 * c, block);
+    mbarrier_arrive_if(teller, base + L::v_asked + 8 * c);
   };
-  bool guessed = !kGated;  // V of this block is on its way before it is decided
+  read_ahead(0);
+  next = __shfl_sync(~0u, ahead, 0);
   proceed();
   while (i < stages) {
-    const u32 empty = base + L::k_empty + 8 * stage.at;
     if (!(visit & Visit::valid)) {
-      look_ahead(i + 1);
+      read_ahead(i + 1);
+      look_ahead();
       mbarrier_arrive_if(lane == 0, empty);
-      stage.advance();
       i++;
       proceed();
       continue;
     }
-    const u32 block = visit & Visit::block;
-
-    float largest[kRows], bar[kRows];
-    const u32 k = k_first + stage.at * (L::k_bytes >> 4), q = stays_in_the_loop(q_first);
-    wgmma_fence();
-    start_scores(0, q, k);
-    start_scores(1, q, k);
-    look_ahead(i + 1);
-    wgmma_wait<1>();
-    maxima(0, largest);
-    hold(base, __float_as_uint(largest[0]) | __float_as_uint(largest[1]));  // under the second tile's products
-    wgmma_wait<0>();
-    mbarrier_arrive_if(lane == 0, empty);
-    maxima(1, largest);
-#pragma unroll
-    for (int r = 0; r < kRows; r++) bar[r] = fmaxf(threshold, cut[r]);
-    if (visit & Visit::masked) {
-      mask(block, bar);
+    float largest[kRows];
+    {
+      const u32 k = k_first + stage.at * (L::k_bytes >> 4), q = stays_in_the_loop(q_first);
+      wgmma_fence();
+      start_scores(0, q, k);
+      start_scores(1, q, k);
+      wgmma_wait<1>();
+      hold(base, __float_as_uint(s[0][0]));  // the word is not asked for, and so not waited for, before
+      read_ahead(i + 1);
       maxima(0, largest);
+      look_ahead();
+      hold(base, __float_as_uint(largest[0]) | __float_as_uint(largest[1]) | next);  // under the second tile's products
+      wgmma_wait<0>();
+    }
+    for (;;) {  // as long as blocks are kept, for then the next one's scores are there
+      mbarrier_arrive_if(lane == 0, empty);
       maxima(1, largest);
-    }
-
-    bool keep = M != Mode::maxima;
-    if constexpr (kGated) {
-      bool wants = visit & Visit::forced;
+      float bar[kRows];
 #pragma unroll
-      for (int r = 0; r < kRows; r++) wants |= !(largest[r] < bar[r]);
-      keep = __any_sync(~0u, barrier_or(1 + c, wants));  // and so the compiler knows that it is uniform
-    }
-    if constexpr (M == Mode::maxima) {
-      post_maxima(largest, i & 1);
-      barrier_or(1 + c, false);
-      write_maxima(block, i & 1);
-    }
-    i++;
-    stage.advance();
-    if (!keep) {
-      if (kGated && guessed) {
-        slot.advance();
-        guessed = false;
+      for (int r = 0; r < kRows; r++) bar[r] = fmaxf(threshold, cut[r]);
+      if (visit & Visit::masked) {
+        mask(visit & Visit::block, bar);
+        maxima(0, largest);
+        maxima(1, largest);
       }
-      proceed();
-      continue;
-    }
-    const bool early = guessed;
-    if constexpr (kGated) {
-      guessed = next && 5 * (kept + 1) >= 2 * u32(i);  // two of five were kept: below, V in vain costs more than it brings
-      ask(visit, guessed ? next : 0);
-    }
 
-    bool outgrows = false;
+      bool keep = M != Mode::maxima;
+      if constexpr (kGated) {
+        bool wants = visit & Visit::forced;
 #pragma unroll
-    for (int r = 0; r < kRows; r++)  // under a shift below -kSlack, scores below 0 might, which `largest` does not know then
-      outgrows |= fmaf(largest[r], scale_log2, -kSlack) > shift[r] || (kPositive && shift[r] < -kSlack);
-    if (__any_sync(~0u, outgrows)) reshift();
-    if (M == Mode::gate_max && relative_gate) {
+        for (int r = 0; r < kRows; r++) wants |= !(largest[r] < bar[r]);
+        keep = __any_sync(~0u, barrier_or(1 + c, wants));  // and so the compiler knows that it is uniform
+      }
+      if constexpr (M == Mode::maxima) {
+        post_maxima(largest, i & 1);
+        barrier_or(1 + c, false);
+        write_maxima(visit & Visit::block, i & 1);
+      }
+      i++;
+      if (!keep) {
+        proceed();
+        break;
+      }
+      if constexpr (kGated) ask(visit);
+
+      bool outgrows = false;
 #pragma unroll
-      for (int r = 0; r < kRows; r++) cut[r] = max_nan(cut[r], quad_max(largest[r]) + relative);
-    }
-    const u32 at = c * kSlots + slot.at, v = tile(base + L::v + at * L::k_bytes, L::k_panel);
-    u32 p[kTiles][16];
-    exponentials(0, p[0]);
-    // Each branch waits for its own products, else ptxas serialises them; and for the next stage's K under them.
-    if (early) {
-      hold_exponentials(0, p[0]);
-      mbarrier_wait(v_full(), slot.parity);
-      wgmma_fence();
-      start_values(0, p[0], v);
-      exponentials(1, p[1]);
-      wgmma_fence();
-      start_values(1, p[1], v);
+      for (int r = 0; r < kRows; r++)  // under a shift below -kSlack, scores below 0 might, which `largest` does not know then
+        outgrows |= fmaf(largest[r], scale_log2, -kSlack) > shift[r] || (kPositive && shift[r] < -kSlack);
+      if (__any_sync(~0u, outgrows)) reshift();
+      if (M == Mode::gate_max && relative_gate) {
+#pragma unroll
+        for (int r = 0; r < kRows; r++) {
+          float most = quad_max(largest[r]);
+          if (most != -infinity()) cut[r] = max_nan(cut[r], most + relative);  // a row that sees nothing of it says nothing
+        }
+      }
+      // Each branch below waits for its own products, else ptxas serialises them.
+      const u32 v = tile(base + L::v + (c * kSlots + slot.at) * L::k_bytes, L::k_panel);
+      auto finish = [&] {
+        if (M == Mode::gate_lse && relative_gate) {
+#pragma unroll
+          for (int r = 0; r < kRows; r++) cut[r] = (shift[r] + log2_approx(quad_sum(row_sum[r]))) / scale_log2 + relative;
+        }
+        if constexpr (!kGated) mbarrier_arrive_if(lane == 0, base + L::v_empty + 8 * (c * kSlots + slot.at));
+        slot.advance();
+        kept++;
+      };
+      u32 p[kTiles][16];
+      exponentials(0, p[0]);
+      if constexpr (kEarly) hold(base, __float_as_uint(row_sum[0]) | __float_as_uint(row_sum[1]));
       proceed();
+      if (!(visit & Visit::valid)) {
+        exponentials(1, p[1]);
+        mbarrier_wait(v_full(), slot.parity);
+        wgmma_fence();
+        start_values(0, p[0], v);
+        start_values(1, p[1], v);
+        wgmma_wait<0>();
+        finish();
+        break;
+      }
+      const u32 k = k_first + stage.at * (L::k_bytes >> 4), q = stays_in_the_loop(q_first);
+      if constexpr (kEarly) {
+        wgmma_fence();
+        start_scores(0, q, k);
+        read_ahead(i + 1);
+        exponentials(1, p[1]);
+        mbarrier_wait(v_full(), slot.parity);
+        wgmma_fence();
+        start_values(1, p[1], v);
+        start_values(0, p[0], v);
+        wgmma_wait<1>();  // P of the second tile was where its next scores go
+        wgmma_fence();
+        start_scores(1, q, k);
+      } else {
+        read_ahead(i + 1);
+        exponentials(1, p[1]);
+        mbarrier_wait(v_full(), slot.parity);
+        wgmma_fence();
+        start_values(0, p[0], v);
+        start_values(1, p[1], v);
+        wgmma_wait<1>();  // P of either tile was where its next scores go
+        wgmma_fence();
+        start_scores(0, q, k);
+        wgmma_wait<1>();
+        wgmma_fence();
+        start_scores(1, q, k);
+        wgmma_wait<1>();
+      }
+      maxima(0, largest);
+      look_ahead();
+      hold(base, __float_as_uint(largest[0]) | __float_as_uint(largest[1]) | next);
       wgmma_wait<0>();
-    } else {
-      exponentials(1, p[1]);
-      mbarrier_wait(v_full(), slot.parity);
-      wgmma_fence();
-      start_values(0, p[0], v);
-      start_values(1, p[1], v);
-      proceed();
-      wgmma_wait<0>();
+      finish();
     }
-    if (M == Mode::gate_lse && relative_gate) {
-#pragma unroll
-      for (int r = 0; r < kRows; r++) cut[r] = (shift[r] + log2_approx(quad_sum(row_sum[r]))) / scale_log2 + relative;
-    }
-    if constexpr (!kGated) mbarrier_arrive_if(lane == 0, base + L::v_empty + 8 * at);
-    slot.advance();
-    kept++;
   }
 
   // ---- the end ---------------------------------------------------------------------------------------------------
-  if (kGated) ask(0, 0);
+  if (kGated) ask(0);
   if constexpr (M != Mode::maxima) {
     if (threadIdx.x % 128 == 0 && a.kept && kept) atomicAdd(a.kept + i64(work.batch) * a.q_heads + work.head, u64(kept));
 #pragma unroll
@@ -529,8 +541,10 @@ __device__ __forceinline__ void consume(const Arguments& arguments, const Cta& c
   }
 }
 
-template <class T, int D, Mode M> __global__ void __launch_bounds__(kThreads, 1) attention(const __grid_constant__ Arguments arguments) {
+template <class T, int D, Mode M>
+__global__ void __launch_bounds__(threads(D), 1) attention(const __grid_constant__ Arguments arguments) {
   using L = Layout<D>;
+  using Cta = bsfa::Cta<L::consumers>;
   static_assert(sizeof(Cta) <= L::bytes - L::cta);
   extern __shared__ char dynamic[];
   u32 start = shared_address(dynamic);
@@ -543,16 +557,18 @@ template <class T, int D, Mode M> __global__ void __launch_bounds__(kThreads, 1)
     prefetch_tensor_map(&arguments.q);
     prefetch_tensor_map(&arguments.k);
     prefetch_tensor_map(&arguments.v);
-    for (int i = 0; i < kConsumers; i++) mbarrier_init(base + L::q_full + 8 * i, 1);
+    for (int i = 0; i < L::consumers; i++) {
+      mbarrier_init(base + L::q_full + 8 * i, 1);
+      mbarrier_init(base + L::v_asked + 8 * i, 1);
+    }
     for (int i = 0; i < kStages; i++) {
       mbarrier_init(base + L::k_full + 8 * i, 1);
-      mbarrier_init(base + L::k_empty + 8 * i, 4 * kConsumers);
+      mbarrier_init(base + L::k_empty + 8 * i, 4 * L::consumers);
     }
-    for (int i = 0; i < kConsumers * kSlots; i++) {
+    for (int i = 0; i < L::consumers * kSlots; i++) {
       mbarrier_init(base + L::v_full + 8 * i, 1);
       mbarrier_init(base + L::v_empty + 8 * i, 4);
     }
-    for (int i = 0; i < kConsumers * kAsks; i++) mbarrier_init(base + L::v_asked + 8 * i, 1);
     mbarrier_init_fence();
   }
   __syncthreads();
@@ -560,10 +576,10 @@ template <class T, int D, Mode M> __global__ void __launch_bounds__(kThreads, 1)
   if (threadIdx.x < 128) {
     registers_shrink<24>();
     const int warp = __shfl_sync(~0u, threadIdx.x / kWarp, 0);
-    if (warp == 0) produce<D, M>(arguments, cta, base);
-    else if ((M == Mode::gate_max || M == Mode::gate_lse) && warp <= kConsumers) fetch<D>(arguments, cta, base, warp - 1);
+    if (warp == 0) produce<D>(arguments, cta, base);
+    else if (M != Mode::maxima && warp <= L::consumers) fetch<D, M>(arguments, cta, base, warp - 1);
   } else {
-    registers_grow<240>();
+    registers_grow<L::registers>();
     const Call& a = arguments.call;
     const int c = __shfl_sync(~0u, threadIdx.x / 128, 0) - 1;
     const float threshold = cta.work[c].visits ? cta.work[c].look_up(a.threshold, a.scale) : -infinity();

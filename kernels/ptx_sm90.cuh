@@ -16,14 +16,15 @@ __device__ __forceinline__ u32 load_shared(u32 address) {
   asm volatile("ld.shared.b32 %0, [%1];" : "=r"(word) : "r"(address) : "memory");
   return word;
 }
-__device__ __forceinline__ void store_shared(u32 address, u64 word) {
-  asm volatile("st.shared.b64 [%0], %1;" ::"r"(address), "l"(word) : "memory");
+__device__ __forceinline__ void store_shared(u32 address, const u32 (&words)[4]) {
+  asm volatile("st.shared.v4.b32 [%0], {%1, %2, %3, %4};" ::"r"(address), "r"(words[0]), "r"(words[1]), "r"(words[2]), "r"(words[3])
+               : "memory");
 }
 __device__ __forceinline__ void store_shared(u32 address, u32 word) {
   asm volatile("st.shared.b32 [%0], %1;" ::"r"(address), "r"(word) : "memory");
 }
-__device__ __forceinline__ void store_shared_if(bool here, u32 address, u64 word) {
-  asm volatile("{\n.reg .pred p;\nsetp.ne.b32 p, %2, 0;\n@p st.shared.b64 [%0], %1;\n}" ::"r"(address), "l"(word), "r"(int(here)) : "memory");
+__device__ __forceinline__ void store_shared_if(bool here, u32 address, u32 word) {
+  asm volatile("{\n.reg .pred p;\nsetp.ne.b32 p, %2, 0;\n@p st.shared.b32 [%0], %1;\n}" ::"r"(address), "r"(word), "r"(int(here)) : "memory");
 }
 // What makes `value` stays before what follows: the compiler, which moves arithmetic past waits as it likes, takes it for
 // stored. It never is, for no address here is 1.
@@ -46,11 +47,19 @@ __device__ __forceinline__ void mbarrier_expect(u32 bar, u32 bytes) {
 __device__ __forceinline__ void mbarrier_arrive_if(bool here, u32 bar) {
   asm volatile("{\n.reg .pred p;\nsetp.ne.b32 p, %1, 0;\n@p mbarrier.arrive.shared::cta.b64 _, [%0];\n}" ::"r"(bar), "r"(int(here)) : "memory");
 }
-__device__ __forceinline__ void mbarrier_wait(u32 bar, u32 parity) {
+// Whether a wait would pass now: asked early, the answer costs nobody the time it takes.
+__device__ __forceinline__ u32 mbarrier_test(u32 bar, u32 parity) {
+  u32 passes;
+  asm volatile("{\n.reg .pred done;\nmbarrier.test_wait.parity.shared::cta.b64 done, [%1], %2;\nselp.u32 %0, 1, 0, done;\n}"
+               : "=r"(passes) : "r"(bar), "r"(parity) : "memory");
+  return passes;
+}
+// For those who know that it `passes`, nothing.
+__device__ __forceinline__ void mbarrier_wait(u32 bar, u32 parity, u32 passes = 0) {
   asm volatile(
-      "{\n.reg .pred done;\n"
+      "{\n.reg .pred done;\nsetp.ne.b32 done, %2, 0;\n@done bra.uni ready;\n"
       "retry: mbarrier.try_wait.parity.shared::cta.b64 done, [%0], %1;\n"
-      "@done bra.uni ready;\nbra.uni retry;\nready:\n}" ::"r"(bar), "r"(parity) : "memory");
+      "@done bra.uni ready;\nbra.uni retry;\nready:\n}" ::"r"(bar), "r"(parity), "r"(passes) : "memory");
 }
 
 // ---- named barriers: a warpgroup's threads meet ------------------------------------------------------------------
@@ -84,11 +93,11 @@ __device__ __forceinline__ u32 thread_index() {
   return index;
 }
 // Lets so many cycles pass.
-template <u32 Cycles> __device__ __forceinline__ void stagger() {
+__device__ __forceinline__ void stagger(u32 cycles) {
   u32 began, now;
   asm volatile("mov.u32 %0, %%clock;" : "=r"(began)::"memory");
   do asm volatile("mov.u32 %0, %%clock;" : "=r"(now)::"memory");
-  while (now - began < Cycles);
+  while (now - began < cycles);
 }
 // A value that the compiler does not know to be the same in every trip of a loop, so that what follows from it is computed
 // where it is used and takes no register before.
