@@ -16,7 +16,7 @@ from transformers import AutoModelForCausalLM, LlamaForCausalLM
 import bsfa
 from bsfa.model import fingerprint
 from experiments.records import read_samples
-from tests.conftest import tiny_config
+from tests.conftest import tiny_config, tiny_tokenizer
 from tests.parallel import TOKENS, TTFT, read
 
 ROOT = Path(__file__).parents[1]
@@ -86,6 +86,7 @@ def test_two_gpus_decide_and_answer_as_one_does(tmp_path):
     torch.manual_seed(0)
     model = LlamaForCausalLM(tiny_config(hidden_size=256, head_dim=64)).to(torch.bfloat16).eval()
     model.save_pretrained(tmp_path / "model")
+    tiny_tokenizer().save_pretrained(tmp_path / "model")
     whole, halves = both(model.to("cuda"), tmp_path / "model", tmp_path, devices="0,1")
     for name, one in whole.items():
         parts = [half["methods"][name] for half in halves]
