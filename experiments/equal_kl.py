@@ -208,7 +208,7 @@ def run(cfg: DictConfig) -> None:
     [chapter] = equal_kl_report.chapters(found.sweep.store.root, only=record.id)
     chapter.write(found.sweep.store.root)
     print(chapter.main())
-    found.sweep.tracker.run(record, "equal_kl")
+    found.sweep.tracker.runs([(record, "equal_kl")])
 
 
 def _contenders(found: Plan, loaded: Loaded) -> tuple[dict[str, Contender], dict[str, str]]:

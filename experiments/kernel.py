@@ -127,7 +127,7 @@ def run(cfg: DictConfig) -> None:
     [chapter] = kernel_report.chapters(store.root, only=record.id)
     chapter.write(store.root)
     print(chapter.main())
-    tracker.run(record, "kernel")
+    tracker.runs([(record, "kernel")])
 
 
 def plan(cfg: DictConfig) -> list[Planned]:

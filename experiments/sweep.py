@@ -157,9 +157,7 @@ class Sweep:
         log.info("%s on %s: %d runs, %d of them to do", name, self.source.label, len(runs), len(missing))
         if missing:
             self._measure(subject, missing)
-        for variant, run in runs:
-            if run.complete:  # and not left to another process
-                self.tracker.run(run, variant.label)
+        self.tracker.runs((run, variant.label) for variant, run in runs if run.complete)  # not left to another process
 
     def planned(self, subject: Subject, parameters: DictConfig) -> list[tuple[Variant, Run]]:
         """Every variant's run of a subject.

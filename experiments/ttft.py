@@ -65,7 +65,7 @@ def run(cfg: DictConfig) -> None:
     [chapter] = ttft_report.chapters(found.store.root, only=record.id)
     chapter.write(found.store.root)
     print(chapter.main())
-    tracker.run(record, "ttft")
+    tracker.runs([(record, "ttft")])
 
 
 def _take_part(found: Plan, backend: Backend) -> None:
