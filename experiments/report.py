@@ -35,9 +35,23 @@ from experiments.unavailable import Unavailable
 
 
 def run(cfg: DictConfig) -> None:
-    """``python run.py experiment=report``: write ``tables/``, ``figures/`` and ``report.html``; print the main tables.
+    """``python run.py experiment=report``: make it, whether or not one stands.
 
-    `experiments.standing` has what it was made from.
+    Raises
+    ------
+    InputError
+        As `make`.
+    """
+    make(cfg, standing.origin(Path(cfg.results), cfg.tracker))
+
+
+def make(cfg: DictConfig, origin: str) -> None:
+    """Write ``tables/``, ``figures/`` and ``report.html``; print the main tables.
+
+    Parameters
+    ----------
+    origin : str
+        `standing.origin`, taken before any record is read.
 
     Raises
     ------
@@ -48,7 +62,6 @@ def run(cfg: DictConfig) -> None:
     """
     root = Path(cfg.results)
     tracker: Tracker = instantiate(cfg.tracker)
-    origin = standing.origin(root, cfg.tracker)
     found = {name: read(root) for name, read in CHAPTERS.items()}
     if not any(found.values()):
         commands = " or ".join(f"`python run.py experiment={name}`" for name in CHAPTERS)

@@ -27,12 +27,13 @@ def run(cfg: DictConfig) -> None:
     Raises
     ------
     InputError
-        As `experiments.report.run`.
+        As `experiments.report.make`.
     """
     root = Path(cfg.results)
-    said = read(root, origin(root, cfg.tracker))
+    wanted = origin(root, cfg.tracker)
+    said = read(root, wanted)
     if said is None:
-        call("experiments.report.run", cfg)
+        call("experiments.report.make", cfg, wanted)
         return
     log.info("report: nothing has changed since it was made")
     print(said, places(root), sep="\n")

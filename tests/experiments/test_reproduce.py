@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import dataclasses
 import gc
+import hashlib
 import re
 import shutil
 import subprocess
@@ -72,7 +73,7 @@ def main_table(results: Path) -> str:
 
 @pytest.mark.usefixtures("no_model")
 def test_a_second_call_finds_everything_done_draws_nothing_and_ends_with_the_report(again, finished_copy, monkeypatch):
-    monkeypatch.setattr("experiments.report.run", None)
+    monkeypatch.setattr("experiments.report.make", None)
     before = {file: file.stat().st_mtime_ns for file in finished_copy.rglob("*")}
     ended = again()
     assert ended.status == 0, ended.err
@@ -117,6 +118,22 @@ def test_a_report_that_was_broken_off_is_made_again(again, command, finished_cop
     assert snapshot(finished_copy) != before
     assert again().status == 0
     assert snapshot(finished_copy) == before
+
+
+@pytest.mark.usefixtures("no_model")
+def test_every_record_is_hashed_once_where_a_report_is_to_be_made(again, finished_copy, monkeypatch):
+    (finished_copy / "report.html").unlink()
+    digest, read = hashlib.file_digest, []
+
+    def counted(file, name):
+        read.append(file.name)
+        return digest(file, name)
+
+    monkeypatch.setattr("experiments.standing.hashlib.file_digest", counted)
+    assert again().status == 0
+    assert (finished_copy / "report.html").is_file()
+    records = [name for name in read if name.endswith("samples.jsonl")]
+    assert len(records) == len(set(records)) == 5
 
 
 @NO_GPU
