@@ -30,6 +30,7 @@ from experiments import (
 )
 from experiments.chapters import Chapter, Drawing, Table
 from experiments.results import METHOD, Section
+from experiments.standing import Standing
 from experiments.tracking import Tracker
 from experiments.unavailable import Unavailable
 
@@ -42,16 +43,11 @@ def run(cfg: DictConfig) -> None:
     InputError
         As `make`.
     """
-    make(cfg, standing.origin(Path(cfg.results), cfg.tracker))
+    make(cfg, standing.of_store(cfg))
 
 
-def make(cfg: DictConfig, origin: str) -> None:
+def make(cfg: DictConfig, report: Standing) -> None:
     """Write ``tables/``, ``figures/`` and ``report.html``; print the main tables.
-
-    Parameters
-    ----------
-    origin : str
-        `standing.origin`, taken before any record is read.
 
     Raises
     ------
@@ -60,7 +56,7 @@ def make(cfg: DictConfig, origin: str) -> None:
     InputError
         One that cannot be written.
     """
-    root = Path(cfg.results)
+    root = report.root
     tracker: Tracker = instantiate(cfg.tracker)
     found = {name: read(root) for name, read in CHAPTERS.items()}
     if not any(found.values()):
@@ -70,7 +66,7 @@ def make(cfg: DictConfig, origin: str) -> None:
     drawn: list[Path] = []
     said: list[str] = []
     try:
-        standing.forget(root)
+        report.forget()
         for chapter in (chapter for several in found.values() for chapter in several):
             for paths, new in zip((tables, drawn), chapter.write(root), strict=True):
                 paths += new
@@ -78,7 +74,7 @@ def make(cfg: DictConfig, origin: str) -> None:
             print(said[-1])
         made = page.write(root, found)
         tracker.report(tables, drawn, made)
-        standing.keep(root, origin, [*tables, *drawn, made], "\n".join(said))
+        report.keep([*tables, *drawn, made], "\n".join(said))
     except OSError as error:
         raise InputError(f"cannot write the report below {root.resolve()}: {error}") from error
     print(standing.places(root))

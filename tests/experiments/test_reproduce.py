@@ -23,7 +23,7 @@ from experiments.models import ModelSource
 from experiments.needs import Size, describe
 from experiments.tracking import Untracked
 from experiments.unavailable import Unavailable, each
-from tests.experiments.conftest import KS, QUIET, SMALL, snapshot
+from tests.experiments.conftest import KS, QUIET, SMALL, snapshot, written
 from tests.experiments.test_configs import CONF
 
 REPRODUCE = "experiment=reproduce"
@@ -74,10 +74,10 @@ def main_table(results: Path) -> str:
 @pytest.mark.usefixtures("no_model")
 def test_a_second_call_finds_everything_done_draws_nothing_and_ends_with_the_report(again, finished_copy, monkeypatch):
     monkeypatch.setattr("experiments.report.make", None)
-    before = {file: file.stat().st_mtime_ns for file in finished_copy.rglob("*")}
+    before = written(finished_copy)
     ended = again()
     assert ended.status == 0, ended.err
-    assert {file: file.stat().st_mtime_ns for file in finished_copy.rglob("*")} == before
+    assert written(finished_copy) == before
     assert "5 runs, 0 of them to do" in ended.out
     assert main_table(finished_copy) in ended.out
     assert ended.out.rstrip().endswith(f"page: {finished_copy / 'report.html'}")
@@ -85,8 +85,9 @@ def test_a_second_call_finds_everything_done_draws_nothing_and_ends_with_the_rep
 
 def test_a_report_stands_as_long_as_its_files_its_records_and_its_code(finished_copy, tmp_path, monkeypatch):
     def stands() -> bool:
-        tracker = OmegaConf.create({"_target_": "experiments.tracking.NoTracker"})
-        return standing.read(finished_copy, standing.origin(finished_copy, tracker)) is not None
+        tracker = {"_target_": "experiments.tracking.NoTracker"}
+        cfg = OmegaConf.create({"results": str(finished_copy), "tracker": tracker})
+        return standing.of_store(cfg).said() is not None
 
     assert stands()
     for part in ("report.html", "report.json", "figures/*-curve.png", "tables/*-cells.csv"):
