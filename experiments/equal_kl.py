@@ -30,7 +30,7 @@ from bsfa.methods import Dense
 from bsfa.model import describe
 from experiments import checks, dense_kernels, environment, equal_kl_report, fidelity, overrides, standing
 from experiments.equal_kl_choice import choose, points
-from experiments.methods import Variant
+from experiments.methods import Variant, calibrations_of
 from experiments.models import Loaded
 from experiments.plans import Planned
 from experiments.prefill import Prefill
@@ -129,6 +129,11 @@ class Plan:
         """The strengths that are timed in some cell."""
         return list(dict.fromkeys(self.chosen.loc[self.chosen["within"], "label"]))
 
+    def timed(self) -> list[Variant]:
+        """The variants of `labels`."""
+        wanted = self.labels()
+        return [variant for variant in self.sweep.variants if variant.label in wanted]
+
     def contenders(self) -> int:
         """At least how many take turns in a cell: dense attention, and the strengths of the cell that has fewest."""
         cells = self.chosen[["source", "length"]].drop_duplicates().itertuples(index=False)
@@ -173,8 +178,9 @@ def plan(cfg: DictConfig) -> list[Planned]:
     except NoDivergence as error:
         log.info("equal_kl: not planned yet: %s", error)
         return []
-    methods, readings = ", ".join(found.labels()), found.contenders() * found.size * (found.grid.repeats + 1)
-    return [Planned(methods, "", "", found.streams.lengths, found.ids(), readings, found.record)]
+    methods, calibrated = ", ".join(found.labels()), calibrations_of(found.timed())
+    readings = found.contenders() * found.size * (found.grid.repeats + 1)
+    return [Planned(methods, "", calibrated, found.streams.lengths, found.ids(), readings, found.record)]
 
 
 def run(cfg: DictConfig) -> None:
@@ -220,8 +226,7 @@ def _contenders(found: Plan, loaded: Loaded) -> tuple[dict[str, Contender], dict
     """All that runs here, by its label, dense attention first; and the baselines that do not, with the reason."""
     info = describe(loaded.model)
     dense, left_out = dense_kernels.usable(found.grid.baselines, info, Prefill(), found.streams.longest())
-    wanted = found.labels()
-    sparse = {variant.label: variant.build(loaded) for variant in found.sweep.variants if variant.label in wanted}
+    sparse = {variant.label: variant.build(loaded) for variant in found.timed()}
     for method in sparse.values():
         method.bind(info)  # refuses a method of another model
     methods = {Dense.name: Dense(), **dense, **sparse}

@@ -125,9 +125,7 @@ def planned(cfg: DictConfig, subject: Subject, parameters: DictConfig) -> list[P
     """The runs that `sweep` would finish."""
     ids = subject.samples.ids()
     return [
-        Planned(
-            variant.name, variant.strength, variant.calibration().get("data", ""), list(parameters.lengths), ids, 1, run
-        )
+        Planned(variant.name, variant.strength, variant.calibrated_on, list(parameters.lengths), ids, 1, run)
         for variant, run in Sweep(cfg).planned(subject, parameters)
     ]
 

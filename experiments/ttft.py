@@ -18,6 +18,7 @@ from tqdm.contrib.logging import logging_redirect_tqdm
 
 from bsfa.attention import Backend
 from experiments import environment, standing, ttft_report
+from experiments.methods import calibrations_of
 from experiments.plans import Planned
 from experiments.records import Run
 from experiments.tracking import Tracker
@@ -30,8 +31,8 @@ log = logging.getLogger(__name__)
 def plan(cfg: DictConfig) -> list[Planned]:
     """What `run` would run."""
     found = Plan.of(cfg)
-    methods, readings = ", ".join(found.labels()), found.grid.repeats + 1
-    return [Planned(methods, "", "", found.grid.lengths, found.ids(), readings, found.record)]
+    methods, calibrated = ", ".join(found.labels()), calibrations_of(found.planned)
+    return [Planned(methods, "", calibrated, found.grid.lengths, found.ids(), found.grid.repeats + 1, found.record)]
 
 
 def run(cfg: DictConfig) -> None:

@@ -55,7 +55,7 @@ def test_a_dry_run_says_of_every_run_whether_it_is_complete_and_changes_nothing(
         ["niah", "dense", "", "", "800, 900", "8", "3 of 8 done"],
         ["niah", "sdpa", "", "", "800, 900", "8", "complete"],
         ["niah", "streaming_llm", "local_blocks=4", "", "800, 900", "8", "complete"],
-        *(["niah", "bsfa", f"k={k}", "prose", "800, 900", "8", "complete"] for k in (1, 2)),
+        *(["niah", "bsfa", f"k={k}", "prose, 2 texts of 900 tokens", "800, 900", "8", "complete"] for k in (1, 2)),
     ]
 
 
@@ -219,9 +219,10 @@ def test_a_setting_goes_to_the_experiments_that_have_it(command, tmp_path):
     ended = command(REPRODUCE, "dry=true", *asked, f"results={tmp_path}", QUIET)
     assert ended.status == 0, ended.err
     found = {row[0]: row for row in rows(ended.out)}
-    assert found["niah"][1:6] == ["bsfa", "k=8", "prose", "2048", "40"]
+    assert found["niah"][1:6] == ["bsfa", "k=8", "prose, 16 texts of 2,048 tokens", "2048", "40"]
     assert found["kernel"][4] == "4096, 16384, 65536, 131072"
     assert found["ttft"][1].startswith("bsfa k=8 (prose), bsfa set to skip 80%")
+    assert re.fullmatch(r"prose, 16 texts of [\d,]+ tokens", found["ttft"][3])
     assert "llama31_8b_random, 8.03 billion" in ended.out  # the profile's choice for ttft
 
 

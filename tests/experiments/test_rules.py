@@ -9,7 +9,9 @@ from typing import Any
 
 import pytest
 
+from experiments.fidelity import plan
 from tests.experiments.conftest import QUIET, Ended, run_here
+from tests.experiments.test_configs import composed
 
 SETTINGS = (
     "experiment=fidelity",
@@ -63,6 +65,20 @@ def test_the_cuts_are_made_once_and_a_file_of_them_gives_the_same(results, model
     assert [(s["kl"], s["skip_ratio_by_head"]) for s in samples(tmp_path)] == [
         (s["kl"], s["skip_ratio_by_head"]) for s in ours
     ]
+
+
+def test_a_plan_says_on_what_a_method_is_calibrated_be_it_here_or_in_a_file(results, model_folder, tmp_path):
+    def planned(*arguments: str) -> list[str]:
+        asked = (*SETTINGS, f"model.path={model_folder}", f"results={tmp_path}", *arguments)
+        return [one.calibration for one in plan(composed(*asked))]
+
+    [cuts] = results.glob("calibrate/*/cuts.safetensors")
+    assert planned(*CUTS, f"method.cuts={cuts}") == ["prose, 2 texts of 384 tokens"]
+    twice = "calibration.data=[noise,mixed]"
+    assert planned(*CUTS, twice) == [f"{data}, 2 texts of 384 tokens" for data in ("noise", "mixed")]
+    (tmp_path / "fit.json").write_text('{"a": 2.0, "b": 3.0}')
+    assert planned("method=blasst_fitted", f"method.fit={tmp_path / 'fit.json'}") == ["file"]
+    assert planned("method=dense") == [""]
 
 
 @pytest.mark.parametrize(
