@@ -126,6 +126,13 @@ class CalibratedFile:
                 log.info("calibrating on %s -> %s", self.calibrated_on, self.path)
                 loaded.check_length(self.texts.length, "calibration.length")
                 self._save(self.rule.make(loaded.model, self.texts.batches(loaded.tokenizer), self.texts))
+        return self._read()
+
+    def made(self) -> Any:
+        """What the method takes from the file; None where it is missing."""
+        return self._read() if self.path.is_file() else None
+
+    def _read(self) -> Any:
         try:
             return self.rule.load(self.path)
         except InputError as error:
@@ -151,6 +158,9 @@ class GivenFile:
         return self.origin
 
     def load(self, loaded: Loaded) -> Any:
+        return self.table
+
+    def made(self) -> Any:
         return self.table
 
 

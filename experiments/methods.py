@@ -104,9 +104,22 @@ class Variant:
         """Whether the method will serve a prefill in chunks."""
         return self.kind.chunks if self.source else self._make({}).serves_chunks
 
+    @property
+    def fewest_keys(self) -> int:
+        """Of the method; 1 as long as what that depends on is to be calibrated."""
+        if self.kind.any_length:
+            return 1
+        if not self.source:
+            return self._make({}).fewest_keys
+        table = self.source.made()
+        return 1 if table is None else self._with(table).fewest_keys
+
     def build(self, loaded: Loaded) -> Method:
         """The method, calibrated first where its table is missing."""
-        return self._make({rule_of(self.config).entry: self.source.load(loaded)} if self.source else {})
+        return self._with(self.source.load(loaded)) if self.source else self._make({})
+
+    def _with(self, table: Any) -> Method:
+        return self._make({rule_of(self.config).entry: table})
 
     def _make(self, table: dict[str, Any]) -> Method:
         make: Callable[..., Method] = self.kind
