@@ -19,7 +19,7 @@ from safetensors import SafetensorError
 from transformers import PreTrainedTokenizerBase
 
 from bsfa.errors import InputError
-from experiments import checks
+from experiments import checks, rules
 from experiments.config import members
 from experiments.models import Loaded, ModelSource
 from experiments.records import Store
@@ -113,14 +113,26 @@ class CalibratedFile:
         """What a record says of it."""
         return {"id": self.path.parent.name, **self.identity["calibration"]}
 
+    @property
+    def calibrated_on(self) -> str:
+        """What a plan says of it."""
+        return rules.texts(self.identity["calibration"]["data"], self.texts.samples, self.texts.length)
+
     def load(self, loaded: Loaded) -> Any:
         """What the method takes from the file, after calibrating and writing it where it is missing."""
         self.path.parent.mkdir(parents=True, exist_ok=True)
         with FileLock(self.path.parent / ".lock"):
             if not self.path.is_file():
-                log.info("calibrating on %s -> %s", self.texts.data, self.path)
+                log.info("calibrating on %s -> %s", self.calibrated_on, self.path)
                 loaded.check_length(self.texts.length, "calibration.length")
                 self._save(self.rule.make(loaded.model, self.texts.batches(loaded.tokenizer), self.texts))
+        return self._read()
+
+    def made(self) -> Any:
+        """What the method takes from the file; None where it is missing."""
+        return self._read() if self.path.is_file() else None
+
+    def _read(self) -> Any:
         try:
             return self.rule.load(self.path)
         except InputError as error:
@@ -139,12 +151,16 @@ class GivenFile:
 
     table: Any
     origin: dict[str, Any]
+    calibrated_on: str
 
     def calibration(self) -> dict[str, Any]:
         """What a record says of it."""
         return self.origin
 
     def load(self, loaded: Loaded) -> Any:
+        return self.table
+
+    def made(self) -> Any:
         return self.table
 
 
@@ -197,14 +213,14 @@ def run(cfg: DictConfig) -> None:
     """
     store = Store(Path(cfg.results))
     source: ModelSource = instantiate(cfg.model)
-    rules = list(_rules(cfg))
-    if not rules:
+    asked = list(_rules(cfg))
+    if not asked:
         raise InputError(
             "no method of `method=` is calibrated, or its file is given; take bsfa, fisher_share or a group with one"
         )
-    for rule, texts in itertools.product(rules, calibrations(cfg)):
+    for rule, texts in itertools.product(asked, calibrations(cfg)):
         rule.check_texts(texts)
-    found = [CalibratedFile.of(store, rule, texts, source) for rule in rules for texts in calibrations(cfg)]
+    found = [CalibratedFile.of(store, rule, texts, source) for rule in asked for texts in calibrations(cfg)]
     files = list({file.path: file for file in found}.values())
     missing = [file for file in files if not file.path.is_file()]
     if missing:
@@ -212,4 +228,4 @@ def run(cfg: DictConfig) -> None:
         for file in missing:
             file.load(loaded)
     for file in files:
-        log.info("%s calibrated on %s: %s", file.rule.entry, file.texts.data, file.path)
+        log.info("%s calibrated on %s: %s", file.rule.entry, file.calibrated_on, file.path)

@@ -35,16 +35,16 @@ def members(cfg: DictConfig) -> list[DictConfig]:
     return list(found.values())
 
 
-def call(name: str, cfg: DictConfig) -> Any:
-    """Call a function by its name; what a constructor refused below it comes without Hydra's wrap, and a value of a
-    type that a constructor cannot do with by the constructor's name.
+def call(name: str, cfg: DictConfig, *more: Any) -> Any:
+    """Call a function of a configuration, and what ``more`` it takes, by its name; what a constructor refused below it
+    comes without Hydra's wrap, and a value of a type that a constructor cannot do with by the constructor's name.
 
     Raises
     ------
     InputError
     """
     try:
-        return get_method(name)(cfg)
+        return get_method(name)(cfg, *more)
     except InstantiationException as error:
         if isinstance(error.__cause__, InputError):
             raise error.__cause__ from None

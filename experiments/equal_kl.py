@@ -24,16 +24,17 @@ from omegaconf import DictConfig
 from tqdm import tqdm
 from tqdm.contrib.logging import logging_redirect_tqdm
 
+from bsfa.attention import Backend
 from bsfa.errors import InputError
 from bsfa.methods import Dense
 from bsfa.model import describe
-from experiments import checks, dense_kernels, environment, equal_kl_report, fidelity, overrides
+from experiments import checks, dense_kernels, environment, equal_kl_report, fidelity, overrides, standing
 from experiments.equal_kl_choice import choose, points
-from experiments.methods import Variant
+from experiments.methods import Variant, calibrations_of
 from experiments.models import Loaded
 from experiments.plans import Planned
 from experiments.prefill import Prefill
-from experiments.records import Run
+from experiments.records import Run, read_samples
 from experiments.streams import Stream, Streams
 from experiments.sweep import Sweep
 from experiments.turns import Contender, Turns
@@ -128,6 +129,11 @@ class Plan:
         """The strengths that are timed in some cell."""
         return list(dict.fromkeys(self.chosen.loc[self.chosen["within"], "label"]))
 
+    def timed(self) -> list[Variant]:
+        """The variants of `labels`."""
+        wanted = self.labels()
+        return [variant for variant in self.sweep.variants if variant.label in wanted]
+
     def contenders(self) -> int:
         """At least how many take turns in a cell: dense attention, and the strengths of the cell that has fewest."""
         cells = self.chosen[["source", "length"]].drop_duplicates().itertuples(index=False)
@@ -172,8 +178,9 @@ def plan(cfg: DictConfig) -> list[Planned]:
     except NoDivergence as error:
         log.info("equal_kl: not planned yet: %s", error)
         return []
-    methods, readings = ", ".join(found.labels()), found.contenders() * found.size * (found.grid.repeats + 1)
-    return [Planned(methods, "", "", found.streams.lengths, found.ids(), readings, found.record)]
+    methods, calibrated = ", ".join(found.labels()), calibrations_of(found.timed())
+    readings = found.contenders() * found.size * (found.grid.repeats + 1)
+    return [Planned(methods, "", calibrated, found.streams.lengths, found.ids(), readings, found.record)]
 
 
 def run(cfg: DictConfig) -> None:
@@ -182,41 +189,44 @@ def run(cfg: DictConfig) -> None:
     found.sweep.source.check_device()
     record = found.record
     log.info("equal_kl: %d strengths to time, %s", len(found.labels()), ", ".join(found.labels()))
-    with record.writing(environment.describe(found.sweep.source.torch_device)) as writer:
-        if record.complete:
-            for name in equal_kl_report.left_out(writer.samples()):
-                log.warning("%s was left out; remove %s to measure again, with it", name, record.path)
-        else:
-            missing = set(found.ids()) - set(writer.done)
-            loaded = found.sweep.loaded
-            loaded.check_length(found.streams.longest(), fidelity.Fidelity.lengths_key)
-            contenders, left_out = _contenders(found, loaded)
-            turns = Turns(loaded, found.sweep.source.torch_device, cfg.backend, Prefill(), found.grid.repeats)
-            bar = tqdm(total=len(missing), desc="equal_kl", unit="batch", file=sys.stderr)
-            with bar, logging_redirect_tqdm():
-                texts = found.streams.make(loaded.tokenizer)
-                while batch := list(itertools.islice(texts, found.size)):
-                    if batch[0].id in missing:
-                        writer.append(_measure(found, turns, batch, contenders) | {"left_out": left_out})
-                        bar.update()
-            rows = equal_kl_report.tabulate(record.config, writer.samples())
-            summary = {
-                "left_out": equal_kl_report.left_out(writer.samples()),
-                "cells": json.loads(rows.to_json(orient="records")),
-            }
-            writer.finish(summary)
-    [chapter] = equal_kl_report.chapters(found.sweep.store.root, only=record.id)
-    chapter.write(found.sweep.store.root)
-    print(chapter.main())
-    found.sweep.tracker.run(record, "equal_kl")
+    if record.complete:
+        for name in equal_kl_report.left_out(read_samples(record.path / "samples.jsonl")):
+            log.warning("%s was left out; remove %s to measure again, with it", name, record.path)
+    else:
+        _finish(found, cfg.backend)
+    print(standing.chapter(record, equal_kl_report.chapters))
+    found.sweep.tracker.runs([(record, "equal_kl")])
+
+
+def _finish(found: Plan, backend: Backend) -> None:
+    """Measure every batch that is missing."""
+    device = found.sweep.source.torch_device
+    with found.record.writing(environment.describe(device)) as writer:
+        missing = set(found.ids()) - set(writer.done)
+        loaded = found.sweep.loaded
+        loaded.check_length(found.streams.longest(), fidelity.Fidelity.lengths_key)
+        contenders, left_out = _contenders(found, loaded)
+        turns = Turns(loaded, device, backend, Prefill(), found.grid.repeats)
+        bar = tqdm(total=len(missing), desc="equal_kl", unit="batch", file=sys.stderr)
+        with bar, logging_redirect_tqdm():
+            texts = found.streams.make(loaded.tokenizer)
+            while batch := list(itertools.islice(texts, found.size)):
+                if batch[0].id in missing:
+                    writer.append(_measure(found, turns, batch, contenders) | {"left_out": left_out})
+                    bar.update()
+        rows = equal_kl_report.tabulate(found.record.config, writer.samples())
+        summary = {
+            "left_out": equal_kl_report.left_out(writer.samples()),
+            "cells": json.loads(rows.to_json(orient="records")),
+        }
+        writer.finish(summary)
 
 
 def _contenders(found: Plan, loaded: Loaded) -> tuple[dict[str, Contender], dict[str, str]]:
     """All that runs here, by its label, dense attention first; and the baselines that do not, with the reason."""
     info = describe(loaded.model)
     dense, left_out = dense_kernels.usable(found.grid.baselines, info, Prefill(), found.streams.longest())
-    wanted = found.labels()
-    sparse = {variant.label: variant.build(loaded) for variant in found.sweep.variants if variant.label in wanted}
+    sparse = {variant.label: variant.build(loaded) for variant in found.timed()}
     for method in sparse.values():
         method.bind(info)  # refuses a method of another model
     methods = {Dense.name: Dense(), **dense, **sparse}

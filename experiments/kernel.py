@@ -24,7 +24,7 @@ from bsfa import cuda
 from bsfa.blocks import BLOCK_K, BLOCK_Q, BlockGrid
 from bsfa.errors import InputError
 from bsfa.gates import ResolvedGate
-from experiments import checks, environment, kernel_baselines, kernel_report
+from experiments import checks, environment, kernel_baselines, kernel_report, standing
 from experiments.kernel_baselines import BASELINES, Kernel
 from experiments.plans import Planned
 from experiments.records import Run, Store
@@ -113,7 +113,15 @@ def run(cfg: DictConfig) -> None:
     if not torch.cuda.is_available():
         raise Unavailable("experiment=kernel times GPU kernels and there is no CUDA GPU here")
     store = Store(Path(cfg.results))
-    record, device = _record(store, grid), torch.device(DEVICE)
+    record = _record(store, grid)
+    if not record.complete:
+        _finish(record, grid, torch.device(DEVICE))
+    print(standing.chapter(record, kernel_report.chapters, beside="*"))
+    tracker.runs([(record, "kernel")])
+
+
+def _finish(record: Run, grid: Grid, device: torch.device) -> None:
+    """Measure every cell that is missing."""
     with record.writing(environment.describe(device)) as writer:
         for shape in grid.shapes():
             missing = [skip for skip in grid.skips if _name(shape, skip) not in writer.done]
@@ -121,13 +129,8 @@ def run(cfg: DictConfig) -> None:
                 for sample in measure(shape, missing, grid, device):
                     writer.append(sample)
                     log.info("%s: %.2f ms, %s", sample["id"], sample["ms"], _best(sample))
-        if not record.complete:
-            rows = kernel_report.tabulate(writer.samples())
-            writer.finish({"samples": len(rows), "cells": json.loads(rows.to_json(orient="records"))})
-    [chapter] = kernel_report.chapters(store.root, only=record.id)
-    chapter.write(store.root)
-    print(chapter.main())
-    tracker.run(record, "kernel")
+        rows = kernel_report.tabulate(writer.samples())
+        writer.finish({"samples": len(rows), "cells": json.loads(rows.to_json(orient="records"))})
 
 
 def plan(cfg: DictConfig) -> list[Planned]:

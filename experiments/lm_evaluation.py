@@ -8,6 +8,7 @@ from __future__ import annotations
 
 import hashlib
 import logging
+import sys
 from collections.abc import Callable, Sequence
 from typing import Any, ClassVar
 
@@ -15,6 +16,7 @@ import numpy as np
 import pandas as pd
 from hydra.utils import instantiate
 from omegaconf import DictConfig, ListConfig, OmegaConf
+from transformers import PreTrainedTokenizerBase
 
 import bsfa
 from bsfa.clock import clock_for
@@ -58,6 +60,10 @@ class LmEval(Subject[LmEvalTask]):
 
     lengths_key: ClassVar[str] = "lm_eval.lengths"
     unit: ClassVar[str] = "answer"
+
+    def shortest(self, tokenizer: PreTrainedTokenizerBase) -> int:
+        """As long as prompts are asked to be: lm-eval makes them when it asks."""
+        return self.samples.length or sys.maxsize
 
     def bench(self, place: Place) -> Bench:
         return Evaluation(self.samples, place)

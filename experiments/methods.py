@@ -9,7 +9,7 @@ parameter that sets its strength; given a list there, the method is run once for
 from __future__ import annotations
 
 import hashlib
-from collections.abc import Callable, Iterator
+from collections.abc import Callable, Iterable, Iterator
 from dataclasses import dataclass
 from inspect import signature
 from pathlib import Path
@@ -95,13 +95,31 @@ class Variant:
         return self.source.calibration() if self.source else {}
 
     @property
+    def calibrated_on(self) -> str:
+        """What a plan says of it, such as ``prose, 16 texts of 4,096 tokens``; empty where it was not."""
+        return self.source.calibrated_on if self.source else ""
+
+    @property
     def serves_chunks(self) -> bool:
         """Whether the method will serve a prefill in chunks."""
         return self.kind.chunks if self.source else self._make({}).serves_chunks
 
+    @property
+    def fewest_keys(self) -> int:
+        """Of the method; 1 as long as what that depends on is to be calibrated."""
+        if self.kind.any_length:
+            return 1
+        if not self.source:
+            return self._make({}).fewest_keys
+        table = self.source.made()
+        return 1 if table is None else self._with(table).fewest_keys
+
     def build(self, loaded: Loaded) -> Method:
         """The method, calibrated first where its table is missing."""
-        return self._make({rule_of(self.config).entry: self.source.load(loaded)} if self.source else {})
+        return self._with(self.source.load(loaded)) if self.source else self._make({})
+
+    def _with(self, table: Any) -> Method:
+        return self._make({rule_of(self.config).entry: table})
 
     def _make(self, table: dict[str, Any]) -> Method:
         make: Callable[..., Method] = self.kind
@@ -139,6 +157,11 @@ def variants(cfg: DictConfig, store: Store, source: ModelSource) -> list[Variant
     if twice := sorted({one.label for one, own in zip(found, identities, strict=True) if identities.count(own) > 1}):
         raise InputError(f"method: {', '.join(twice)} is there twice; leave one out, or tell it apart by its name")
     return found
+
+
+def calibrations_of(chosen: Iterable[Variant]) -> str:
+    """What a plan says of the calibrations of several variants."""
+    return "; ".join(dict.fromkeys(variant.calibrated_on for variant in chosen if variant.source))
 
 
 def _strengths(member: DictConfig) -> Iterator[DictConfig]:

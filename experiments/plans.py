@@ -16,8 +16,10 @@ class Planned:
 
     Attributes
     ----------
-    method, strength, calibration : str
+    method, strength : str
         As tables name them.
+    calibration : str
+        Its texts, how many and how long.
     lengths : sequence of int
         Tokens.
     ids : collection of str

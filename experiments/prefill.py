@@ -69,6 +69,31 @@ class Prefill:
                 "set prefill.chunk=null or leave it out"
             )
 
+    def check_keys(self, fewest: Iterable[tuple[str, int]], shortest: int, lengths: str) -> None:
+        """Refuse prompts that are too short for a method.
+
+        Parameters
+        ----------
+        fewest : iterable of (str, int)
+            What an error calls a method, and its `Method.fewest_keys`.
+        shortest : int
+            Tokens of the shortest prompt.
+        lengths : str
+            The setting that its length comes from.
+
+        Raises
+        ------
+        InputError
+        """
+        first, what, setting = shortest, "prompt", lengths
+        if self.chunk is not None and self.chunk < shortest:
+            first, what, setting = self.chunk, "first chunk", "prefill.chunk"
+        if named := ", ".join(f"{name} ({keys:,} or more)" for name, keys in fewest if keys > first):
+            raise InputError(
+                f"{setting}: a {what} of {first:,} tokens is too short for {named}; take longer ones, a "
+                "weaker strength, or one that was fitted at that length"
+            )
+
     def identity(self) -> dict[str, Any]:
         """What tells a run's records from those of a prefill in one piece; nothing for that one."""
         return {} if self.chunk is None else {"prefill": {"chunk": self.chunk}}

@@ -6,6 +6,7 @@ results/<experiment>/<run_id>/config.yaml    what ran; its hash is the run id
                               lost.jsonl     samples that a process could not record where it ended; see `Run.lose`
                               summary.json   there only when every sample is
                               tracked.txt    where it was shown since; see `experiments.tracking`
+                              report.json    what was drawn of it by itself; see `experiments.standing`
 """
 
 from __future__ import annotations

@@ -30,14 +30,24 @@ from experiments import (
 )
 from experiments.chapters import Chapter, Drawing, Table
 from experiments.results import METHOD, Section
+from experiments.standing import Standing
 from experiments.tracking import Tracker
 from experiments.unavailable import Unavailable
 
 
 def run(cfg: DictConfig) -> None:
-    """``python run.py experiment=report``: write ``tables/``, ``figures/`` and ``report.html``; print the main tables.
+    """``python run.py experiment=report``: make it, whether or not one stands.
 
-    `experiments.standing` has what it was made from.
+    Raises
+    ------
+    InputError
+        As `make`.
+    """
+    make(cfg, standing.of_store(cfg))
+
+
+def make(cfg: DictConfig, report: Standing) -> None:
+    """Write ``tables/``, ``figures/`` and ``report.html``; print the main tables.
 
     Raises
     ------
@@ -46,9 +56,8 @@ def run(cfg: DictConfig) -> None:
     InputError
         One that cannot be written.
     """
-    root = Path(cfg.results)
+    root = report.root
     tracker: Tracker = instantiate(cfg.tracker)
-    origin = standing.origin(root, cfg.tracker)
     found = {name: read(root) for name, read in CHAPTERS.items()}
     if not any(found.values()):
         commands = " or ".join(f"`python run.py experiment={name}`" for name in CHAPTERS)
@@ -57,7 +66,7 @@ def run(cfg: DictConfig) -> None:
     drawn: list[Path] = []
     said: list[str] = []
     try:
-        standing.forget(root)
+        report.forget()
         for chapter in (chapter for several in found.values() for chapter in several):
             for paths, new in zip((tables, drawn), chapter.write(root), strict=True):
                 paths += new
@@ -65,7 +74,7 @@ def run(cfg: DictConfig) -> None:
             print(said[-1])
         made = page.write(root, found)
         tracker.report(tables, drawn, made)
-        standing.keep(root, origin, [*tables, *drawn, made], "\n".join(said))
+        report.keep([*tables, *drawn, made], "\n".join(said))
     except OSError as error:
         raise InputError(f"cannot write the report below {root.resolve()}: {error}") from error
     print(standing.places(root))

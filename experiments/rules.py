@@ -24,6 +24,7 @@ if TYPE_CHECKING:
 
     from experiments.calibrate import Calibration
 
+FILE = "file"  # stands for the data of a user's file that does not name them
 SEARCHED_LENGTH = 30_000  # tokens at which the sizes of MInference's candidates cost about the same
 
 
@@ -79,8 +80,8 @@ class Rule(ABC):
             It is none.
         """
 
-    def given(self, path: Path, method: DictConfig) -> tuple[Any, dict[str, Any]]:
-        """What the method takes, from a user's file, and what a record says of it.
+    def given(self, path: Path, method: DictConfig) -> tuple[Any, dict[str, Any], str]:
+        """What the method takes, from a user's file, and what a record and a plan say of it.
 
         Raises
         ------
@@ -88,7 +89,7 @@ class Rule(ABC):
             It is none, or not for the method's strength.
         """
         table = self.load(path)
-        return table, {"data": "file", "digest": hashlib.sha256(path.read_bytes()).hexdigest()[:16]}
+        return table, {"data": FILE, "digest": hashlib.sha256(path.read_bytes()).hexdigest()[:16]}, FILE
 
 
 @dataclass(frozen=True)
@@ -112,10 +113,10 @@ class ThresholdRule(Rule):
     def load(self, path: Path) -> Thresholds:
         return Thresholds.load(path)
 
-    def given(self, path: Path, method: DictConfig) -> tuple[Any, dict[str, Any]]:
+    def given(self, path: Path, method: DictConfig) -> tuple[Any, dict[str, Any], str]:
         table = self.load(path)
         table.select(method.k)
-        return table, _origin(table)
+        return table, *_origin(table)
 
 
 @dataclass(frozen=True)
@@ -155,10 +156,10 @@ class CutsRule(Rule):
     def load(self, path: Path) -> Cuts:
         return Cuts.load(path)
 
-    def given(self, path: Path, method: DictConfig) -> tuple[Any, dict[str, Any]]:
+    def given(self, path: Path, method: DictConfig) -> tuple[Any, dict[str, Any], str]:
         check_strength(method.kl, method.shared, method.get("most"))
         table = self.load(path)
-        return table, _origin(table)
+        return table, *_origin(table)
 
 
 @dataclass(frozen=True)
@@ -200,6 +201,13 @@ class PatternRule(Rule):
         return str(path)
 
 
-def _origin(table: Thresholds | Cuts) -> dict[str, Any]:
+def _origin(table: Thresholds | Cuts) -> tuple[dict[str, Any], str]:
     origin = table.provenance
-    return {"data": origin.data or "file", "data_hash": origin.data_hash, "digest": table.digest()}
+    data = origin.data or FILE
+    record = {"data": data, "data_hash": origin.data_hash, "digest": table.digest()}
+    return record, texts(data, origin.samples, origin.sequence_length) if origin.samples else data
+
+
+def texts(data: str, samples: int, length: int) -> str:
+    """What a plan says of them, such as ``prose, 16 texts of 4,096 tokens``."""
+    return f"{data}, {samples} text{'s' * (samples > 1)} of {length:,} tokens"

@@ -1,18 +1,27 @@
-"""Whether a report still stands: what it was made from, wrote and said, in ``report.json`` beside it."""
+"""Whether what was drawn still stands: what it was made from, wrote and said, in a ``report.json``.
+
+That of a whole store lies in the results folder, that of a run's chapter in the run's.
+"""
 
 from __future__ import annotations
 
 import hashlib
 import json
 import logging
-from collections.abc import Iterable
+from collections.abc import Callable, Iterable
+from dataclasses import dataclass
 from importlib.metadata import version
 from pathlib import Path
+from typing import TYPE_CHECKING, Any
 
 from omegaconf import DictConfig
 
+from bsfa.errors import InputError
 from experiments.config import call, plain
-from experiments.records import write_whole
+from experiments.records import Run, write_whole
+
+if TYPE_CHECKING:
+    from experiments.chapters import Chapter  # brings matplotlib, which what stands does without
 
 log = logging.getLogger(__name__)
 FILE = "report.json"
@@ -21,27 +30,102 @@ SOURCES = Path(__file__).parent
 PACKAGES = ("jinja2", "matplotlib", "numpy", "pandas", "scipy", "tabulate")
 
 
+@dataclass(frozen=True)
+class Standing:
+    """What was drawn, or is to be.
+
+    Attributes
+    ----------
+    root : Path
+        The results folder: the files lie below it.
+    folder : Path
+        Where ``report.json`` lies.
+    origin : str
+        A digest of all that it is to be made from, taken before any of that is read.
+    """
+
+    root: Path
+    folder: Path
+    origin: str
+
+    def said(self) -> str | None:
+        """What was said of it; None where what was drawn has another origin, or one of its files is gone."""
+        try:
+            made = json.loads((self.folder / FILE).read_text(encoding="utf-8"))
+            stands = made["origin"] == self.origin and all((self.root / name).is_file() for name in made["files"])
+            return made["said"] if stands else None
+        except (OSError, ValueError, KeyError, TypeError):
+            return None
+
+    def forget(self) -> None:
+        """Before it is drawn: what is broken off does not stand."""
+        (self.folder / FILE).unlink(missing_ok=True)
+
+    def keep(self, files: Iterable[Path], said: str) -> None:
+        """When it is drawn."""
+        names = [str(file.relative_to(self.root)) for file in files]
+        write_whole(self.folder / FILE, json.dumps({"origin": self.origin, "files": names, "said": said}, indent=1))
+
+
 def run(cfg: DictConfig) -> None:
     """The report of ``experiment=report``: what was said of it where it stands, or made again.
 
     Raises
     ------
     InputError
-        As `experiments.report.run`.
+        As `experiments.report.make`.
     """
-    root = Path(cfg.results)
-    said = read(root, origin(root, cfg.tracker))
+    standing = of_store(cfg)
+    said = standing.said()
     if said is None:
-        call("experiments.report.run", cfg)
+        call("experiments.report.make", cfg, standing)
         return
     log.info("report: nothing has changed since it was made")
-    print(said, places(root), sep="\n")
+    print(said, places(standing.root), sep="\n")
 
 
-def origin(root: Path, tracker: DictConfig) -> str:
-    """A digest of all that a report is made from: the records, this package, those that draw, and who is shown it."""
-    digest = hashlib.sha256(json.dumps([plain(tracker), *map(version, PACKAGES)], sort_keys=True).encode())
-    records = (file for name in RECORDS for file in root.glob(f"*/*/{name}"))
+def of_store(cfg: DictConfig) -> Standing:
+    """The report of all records, and of who is shown it."""
+    root = Path(cfg.results)
+    return Standing(root, root, _origin(root, "*/*", plain(cfg.tracker)))
+
+
+def chapter(run: Run, read: Callable[[Path, str], list[Chapter]], beside: str | None = None) -> str:
+    """What a complete run's chapter says, which is drawn where it does not stand.
+
+    Parameters
+    ----------
+    read : function of a results folder and a run's id
+        A list of the one chapter that the run is in.
+    beside : str, optional
+        A pattern of the folders of the runs that are in it, below the experiment's; by default this run is alone.
+
+    Raises
+    ------
+    InputError
+        It cannot be written.
+    """
+    experiment = run.path.parent
+    root = experiment.parent
+    standing = Standing(root, run.path, _origin(root, f"{experiment.name}/{beside or run.id}"))
+    if (said := standing.said()) is not None:
+        log.info("%s: nothing has changed since it was drawn", experiment.name)
+        return said
+    [made] = read(root, run.id)
+    said = made.main()
+    try:
+        standing.forget()
+        tables, figures = made.write(root)
+        standing.keep([*tables, *figures], said)
+    except OSError as error:
+        raise InputError(f"cannot write tables and figures below {root.resolve()}: {error}") from error
+    return said
+
+
+def _origin(root: Path, runs: str, shown_to: dict[str, Any] | None = None) -> str:
+    """Of the records of some runs' folders, this package, the packages that draw, and a tracker's settings."""
+    digest = hashlib.sha256(json.dumps([shown_to, *map(version, PACKAGES)], sort_keys=True).encode())
+    records = (file for name in RECORDS for file in root.glob(f"{runs}/{name}"))
     sources = (file for file in SOURCES.rglob("*") if file.suffix in (".py", ".html", ".yaml"))
     for folder, files in ((root, records), (SOURCES, sources)):
         for file in sorted(files):
@@ -49,27 +133,6 @@ def origin(root: Path, tracker: DictConfig) -> str:
                 found = hashlib.file_digest(content, "sha256").hexdigest()
             digest.update(f"{file.relative_to(folder)} {found}\n".encode())
     return digest.hexdigest()
-
-
-def read(root: Path, wanted: str) -> str | None:
-    """What a report of this origin said; None where it has another, or one of its files is gone."""
-    try:
-        made = json.loads((root / FILE).read_text(encoding="utf-8"))
-        stands = made["origin"] == wanted and all((root / name).is_file() for name in made["files"])
-        return made["said"] if stands else None
-    except (OSError, ValueError, KeyError, TypeError):
-        return None
-
-
-def forget(root: Path) -> None:
-    """Before a report is made: one that is broken off does not stand."""
-    (root / FILE).unlink(missing_ok=True)
-
-
-def keep(root: Path, wanted: str, files: Iterable[Path], said: str) -> None:
-    """When it is made."""
-    names = [str(file.relative_to(root)) for file in files]
-    write_whole(root / FILE, json.dumps({"origin": wanted, "files": names, "said": said}, indent=1))
 
 
 def places(root: Path) -> str:

@@ -104,6 +104,10 @@ class Subject(ABC, Generic[S]):
     lengths_key: ClassVar[str]  # the setting that `Samples.longest` comes from, for an error
     unit: ClassVar[str]  # of the progress bar
 
+    def shortest(self, tokenizer: PreTrainedTokenizerBase) -> int:
+        """Tokens of the shortest prompt, all of which are made to know it."""
+        return min(len(sample.tokens) for sample in self.samples.make(tokenizer))
+
     @abstractmethod
     def bench(self, place: Place) -> Bench: ...
 
@@ -125,9 +129,7 @@ def planned(cfg: DictConfig, subject: Subject, parameters: DictConfig) -> list[P
     """The runs that `sweep` would finish."""
     ids = subject.samples.ids()
     return [
-        Planned(
-            variant.name, variant.strength, variant.calibration().get("data", ""), list(parameters.lengths), ids, 1, run
-        )
+        Planned(variant.name, variant.strength, variant.calibrated_on, list(parameters.lengths), ids, 1, run)
         for variant, run in Sweep(cfg).planned(subject, parameters)
     ]
 
@@ -157,9 +159,7 @@ class Sweep:
         log.info("%s on %s: %d runs, %d of them to do", name, self.source.label, len(runs), len(missing))
         if missing:
             self._measure(subject, missing)
-        for variant, run in runs:
-            if run.complete:  # and not left to another process
-                self.tracker.run(run, variant.label)
+        self.tracker.runs((run, variant.label) for variant, run in runs if run.complete)  # not left to another process
 
     def planned(self, subject: Subject, parameters: DictConfig) -> list[tuple[Variant, Run]]:
         """Every variant's run of a subject.
@@ -172,7 +172,7 @@ class Sweep:
         Raises
         ------
         InputError
-            A method that does not read prompts as the subject's are read.
+            A method that does not read prompts as the subject's are read, or none as short as theirs.
         """
         subject.prefill.check(self.variants, subject.samples.longest())
         name = subject.samples.name
@@ -187,13 +187,16 @@ class Sweep:
             "backend": pick_backend(self.backend, self.source.torch_device),
             **subject.prefill.identity(),
         }
-        return [(v, self.store.run(name, shared | {"method": v.identity()})) for v in self.variants]
+        runs = [(v, self.store.run(name, shared | {"method": v.identity()})) for v in self.variants]
+        fewest = [(variant.label, variant.fewest_keys) for variant, run in runs if not run.complete]
+        subject.prefill.check_keys(fewest, min(parameters.lengths, default=sys.maxsize), subject.lengths_key)
+        return runs
 
     def _measure(self, subject: Subject, missing: list[tuple[Variant, Run]]) -> None:
         loaded = self.loaded
         loaded.check_length(subject.samples.longest(), subject.lengths_key)
         next(subject.samples.make(loaded.tokenizer))  # what cannot be made is known before calibration
-        methods = self._build([variant for variant, _ in missing])
+        methods = self._build([variant for variant, _ in missing], subject)
         device = self.source.torch_device
         with ExitStack() as locks:
             lanes = [
@@ -210,14 +213,18 @@ class Sweep:
                 lane.writer.finish(summary)
                 log.info("%s: %s -> %s", lane.variant.label, subject.describe(summary), lane.writer.run.path)
 
-    def _build(self, planned: Sequence[Variant]) -> list[Method]:
+    def _build(self, planned: Sequence[Variant], subject: Subject) -> list[Method]:
         """The methods, all of them refused or none before a sample is run; what waits for calibration comes last."""
         info = describe(self.loaded.model)
+        any_length = all(variant.kind.any_length for variant in planned)
+        shortest = sys.maxsize if any_length else subject.shortest(self.loaded.tokenizer)
         methods: dict[int, Method] = {}
         for calibrated in (False, True):
             turn = {n: v.build(self.loaded) for n, v in enumerate(planned) if (v.source is not None) == calibrated}
             for method in turn.values():
                 method.bind(info)  # refuses a method of another model
+            fewest = [(planned[n].label, method.fewest_keys) for n, method in turn.items()]
+            subject.prefill.check_keys(fewest, shortest, subject.lengths_key)
             methods |= turn
         return [methods[n] for n in range(len(planned))]
 

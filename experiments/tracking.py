@@ -8,10 +8,11 @@ from __future__ import annotations
 
 import hashlib
 import json
+import logging
 import os
-from collections.abc import Iterator
-from contextlib import contextmanager
+from collections.abc import Callable, Iterable, Mapping
 from dataclasses import dataclass
+from functools import partial
 from importlib.util import find_spec
 from pathlib import Path
 from typing import Any, ClassVar, Protocol
@@ -23,6 +24,7 @@ from experiments import checks
 from experiments.records import ID_DIGITS, Run
 from experiments.unavailable import Unavailable, reason
 
+log = logging.getLogger(__name__)
 SHOWN = "tracked.txt"  # in a run's folder
 
 
@@ -33,12 +35,13 @@ class Untracked(Unavailable):
 
 
 class Tracker(Protocol):
-    def run(self, run: Run, label: str) -> None:
-        """Show a run that is complete, unless it has been.
+    def runs(self, complete: Iterable[tuple[Run, str]]) -> None:
+        """Show runs that are complete, each by a label, but for those that have been.
 
         Raises
         ------
         Untracked
+            Once all were tried: those that it did not take, with the reason of each.
         """
 
     def report(self, tables: list[Path], figures: list[Path], page: Path) -> None:
@@ -53,7 +56,7 @@ class Tracker(Protocol):
 class NoTracker:
     """Keeps nothing."""
 
-    def run(self, run: Run, label: str) -> None: ...
+    def runs(self, complete: Iterable[tuple[Run, str]]) -> None: ...
 
     def report(self, tables: list[Path], figures: list[Path], page: Path) -> None: ...
 
@@ -88,31 +91,43 @@ class Wandb:
         if find_spec("wandb") is None:  # importing it takes seconds, and a call may have nothing to track
             raise InputError("tracker=wandb needs wandb: pip install wandb, or use tracker=none")
 
-    def run(self, run: Run, label: str) -> None:
+    def runs(self, complete: Iterable[tuple[Run, str]]) -> None:
+        self._try({str(run.path): partial(self._show, run, label) for run, label in complete if not self._has(run)})
+
+    def report(self, tables: list[Path], figures: list[Path], page: Path) -> None:
+        self._try({f"the report {page}": partial(self._show_report, tables, figures, page)})
+
+    @property
+    def _place(self) -> str:
+        """As `SHOWN` has it."""
+        return f"wandb {self.mode} {self.project}"
+
+    def _has(self, run: Run) -> bool:
+        shown = run.path / SHOWN
+        return shown.is_file() and self._place in shown.read_text(encoding="utf-8").splitlines()
+
+    def _show(self, run: Run, label: str) -> None:
         import wandb
 
-        place, shown = f"wandb {self.mode} {self.project}", run.path / SHOWN
-        if shown.is_file() and place in shown.read_text(encoding="utf-8").splitlines():
-            return
         tables, numbers = split(json.loads((run.path / "summary.json").read_text(encoding="utf-8")))
         options = {"name": label, "group": run.config["experiment"], "config": run.config, "id": run.id}
-        with self._showing(str(run.path)), self._open(**options) as session:
+        with self._open(**options) as session:
             session.log({name: wandb.Table(list(rows), rows.to_numpy().tolist()) for name, rows in tables.items()})
             session.summary.update(numbers)
             artifact = wandb.Artifact(f"records-{run.id}", type="records")
             for file in ("config.yaml", "env.json", "samples.jsonl", "summary.json"):
                 artifact.add_file(str(run.path / file))
             session.log_artifact(artifact)
-        with self._showing(str(shown)), shown.open("a", encoding="utf-8") as lines:
-            lines.write(f"{place}\n")
+        with (run.path / SHOWN).open("a", encoding="utf-8") as lines:
+            lines.write(f"{self._place}\n")
 
-    def report(self, tables: list[Path], figures: list[Path], page: Path) -> None:
+    def _show_report(self, tables: list[Path], figures: list[Path], page: Path) -> None:
         import wandb
 
         # The same records give the same tables: their report again is the same run, not one more.
         digest = hashlib.sha256(b"".join(table.read_bytes() for table in tables)).hexdigest()[:ID_DIGITS]
         options = {"name": "report", "group": "report", "config": {}, "id": f"report-{digest}"}
-        with self._showing(f"the report {page}"), self._open(**options) as session:
+        with self._open(**options) as session:
             images = {f.stem: wandb.Image(str(f)) for f in figures if f.suffix == ".png"}
             session.log({**images, "page": wandb.Html(str(page), inject=False)})
             artifact = wandb.Artifact("report", type="report")
@@ -120,17 +135,24 @@ class Wandb:
                 artifact.add_file(str(file))
             session.log_artifact(artifact)
 
-    @contextmanager
-    def _showing(self, what: str) -> Iterator[None]:
+    def _try(self, showing: Mapping[str, Callable[[], None]]) -> None:
+        """Show one thing after another, by what an error calls it."""
+        if not showing:
+            return
         import wandb
 
-        try:
-            yield
-        except (wandb.Error, OSError) as error:
+        refused = []
+        for what, show in showing.items():
+            try:
+                show()
+            except (wandb.Error, OSError) as error:
+                refused.append(f"{what} ({reason(error)})")
+                log.warning("W&B did not take %s", refused[-1])
+        if refused:
             raise Untracked(
-                f"W&B ({self.mode}, project {self.project}) did not take {what} ({reason(error)}). "
+                f"W&B ({self.mode}, project {self.project}) did not take {', '.join(refused)}. "
                 "It is safe here, and the same command shows it again; tracker=none does without"
-            ) from error
+            )
 
     def _open(self, **options: Any):
         import wandb

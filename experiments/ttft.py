@@ -17,7 +17,8 @@ from tqdm import tqdm
 from tqdm.contrib.logging import logging_redirect_tqdm
 
 from bsfa.attention import Backend
-from experiments import environment, ttft_report
+from experiments import environment, standing, ttft_report
+from experiments.methods import calibrations_of
 from experiments.plans import Planned
 from experiments.records import Run
 from experiments.tracking import Tracker
@@ -30,8 +31,8 @@ log = logging.getLogger(__name__)
 def plan(cfg: DictConfig) -> list[Planned]:
     """What `run` would run."""
     found = Plan.of(cfg)
-    methods, readings = ", ".join(found.labels()), found.grid.repeats + 1
-    return [Planned(methods, "", "", found.grid.lengths, found.ids(), readings, found.record)]
+    methods, calibrated = ", ".join(found.labels()), calibrations_of(found.planned)
+    return [Planned(methods, "", calibrated, found.grid.lengths, found.ids(), found.grid.repeats + 1, found.record)]
 
 
 def run(cfg: DictConfig) -> None:
@@ -46,26 +47,29 @@ def run(cfg: DictConfig) -> None:
         _take_part(found, cfg.backend)
         return
     record = found.record
-    with record.writing(environment.describe(found.source.torch_device)) as writer:
-        if record.complete:
-            _say_left_out(record)
-        else:
-            for sample in record.lost():
-                if sample["id"] not in writer.done:
-                    writer.append(sample)
-            session = Session.open(found, cfg.backend, set(writer.done))
-            bar = tqdm(total=session.count(), desc="ttft", unit="cell", file=sys.stderr)
-            with bar, logging_redirect_tqdm():
-                for sample in session.samples():
-                    writer.append(sample)
-                    bar.update()
-                    log.info("%s: %s", sample["id"], _line(sample))
-            rows = ttft_report.tabulate(writer.samples())
-            writer.finish({"left_out": session.left_out, "cells": json.loads(rows.to_json(orient="records"))})
-    [chapter] = ttft_report.chapters(found.store.root, only=record.id)
-    chapter.write(found.store.root)
-    print(chapter.main())
-    tracker.run(record, "ttft")
+    if record.complete:
+        _say_left_out(record)
+    else:
+        _finish(found, cfg.backend)
+    print(standing.chapter(record, ttft_report.chapters))
+    tracker.runs([(record, "ttft")])
+
+
+def _finish(found: Plan, backend: Backend) -> None:
+    """Measure every cell that is missing."""
+    with found.record.writing(environment.describe(found.source.torch_device)) as writer:
+        for sample in found.record.lost():
+            if sample["id"] not in writer.done:
+                writer.append(sample)
+        session = Session.open(found, backend, set(writer.done))
+        bar = tqdm(total=session.count(), desc="ttft", unit="cell", file=sys.stderr)
+        with bar, logging_redirect_tqdm():
+            for sample in session.samples():
+                writer.append(sample)
+                bar.update()
+                log.info("%s: %s", sample["id"], _line(sample))
+        rows = ttft_report.tabulate(writer.samples())
+        writer.finish({"left_out": session.left_out, "cells": json.loads(rows.to_json(orient="records"))})
 
 
 def _take_part(found: Plan, backend: Backend) -> None:

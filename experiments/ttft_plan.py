@@ -3,7 +3,7 @@
 from __future__ import annotations
 
 import dataclasses
-from collections.abc import Sequence
+from collections.abc import Iterable, Sequence
 from dataclasses import dataclass
 from pathlib import Path
 
@@ -103,7 +103,19 @@ class Plan:
             **({"processes": source.processes} if source.processes > 1 else {}),
             **prefill.identity(),
         }
-        return cls(grid, prefill, source, store, planned, store.run("ttft", identity))
+        plan = cls(grid, prefill, source, store, planned, store.run("ttft", identity))
+        if not plan.record.complete:
+            plan.check_keys((variant.label, variant.fewest_keys) for variant in planned)
+        return plan
+
+    def check_keys(self, fewest: Iterable[tuple[str, int]]) -> None:
+        """Refuse lengths that are too short for a method: labels, each with `Method.fewest_keys`.
+
+        Raises
+        ------
+        InputError
+        """
+        self.prefill.check_keys(fewest, min(self.grid.lengths), "ttft.lengths")
 
     def labels(self) -> list[str]:
         """The rows of the table."""

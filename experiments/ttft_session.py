@@ -85,11 +85,11 @@ class Session:
 def _contenders(plan: Plan, loaded: Loaded, backend: Backend) -> tuple[list[Contender], dict[str, str]]:
     """Everything that runs here, and the baselines that do not, with the reason."""
     info, grid = describe(loaded.model), plan.grid
-    contenders = []
-    for variant in plan.planned:
-        method = variant.build(loaded)
+    methods = {variant.label: variant.build(loaded) for variant in plan.planned}
+    for method in methods.values():
         method.bind(info)  # refuses a method of another model
-        contenders.append(Contender.of(variant.label, method))
+    plan.check_keys((label, method.fewest_keys) for label, method in methods.items())
+    contenders = [Contender.of(label, method) for label, method in methods.items()]
     for skip in grid.skips:
         contenders.append(Contender(set_label(skip), _set(loaded, skip, backend)))
     dense, left_out = dense_kernels.usable(grid.baselines, info, plan.prefill, max(grid.lengths))

@@ -125,20 +125,27 @@ class Method(ABC):
     """An attention method for prefill.
 
     ``name`` stands in tables. ``version`` is part of a record's identity: raise it when the blocks that the method
-    keeps change. ``chunks``: whether it can be for a prefill in chunks, each over the keys of all chunks so far. A
-    method that ``packs`` asks nothing of a call but ``layer`` and ``attend(gate=...)``, so that the sequences of a
-    padded or packed batch can go through it at once, in a `PackedCall`.
+    keeps change. ``chunks``: whether it can be for a prefill in chunks, each over the keys of all chunks so far.
+    ``any_length``: whether it is for prompts of any length, whatever its parameters. A method that ``packs`` asks
+    nothing of a call but ``layer`` and ``attend(gate=...)``, so that the sequences of a padded or packed batch can go
+    through it at once, in a `PackedCall`.
     """
 
     name: ClassVar[str]
     version: ClassVar[int] = 1
     chunks: ClassVar[bool] = True
+    any_length: ClassVar[bool] = True
     packs: ClassVar[bool] = False
 
     @property
     def serves_chunks(self) -> bool:
         """Whether it serves a prefill in chunks with the parameters that it has."""
         return self.chunks
+
+    @property
+    def fewest_keys(self) -> int:
+        """A call of fewer keys it refuses, with the parameters that it has."""
+        return 1
 
     @abstractmethod
     def bind(self, model: ModelInfo) -> Attend:

@@ -41,9 +41,14 @@ class Blasst(Method):
     factor: float
 
     name: ClassVar[str] = "blasst"
+    any_length: ClassVar[bool] = False
 
     def __post_init__(self) -> None:
         number("factor", self.factor, above=0, most=math.inf)
+
+    @property
+    def fewest_keys(self) -> int:
+        return math.ceil(self.factor)
 
     def bind(self, model: ModelInfo) -> Attend:
         return self.attend
@@ -57,7 +62,7 @@ class Blasst(Method):
             Fewer keys than the factor: with lambda above 1 a block would be skipped although it holds the maximum.
         """
         keys = call.k.shape[1]
-        if self.factor > keys:
+        if keys < self.fewest_keys:
             raise InputError(
                 f"method=blasst: factor={self.factor} over {keys} keys is lambda={self.factor / keys:.3g}, above 1; "
                 f"take a factor of at most {keys}, fitted at such lengths"
@@ -118,9 +123,17 @@ class FittedBlasst(Method):
     skip: float
 
     name: ClassVar[str] = "blasst_fitted"
+    any_length: ClassVar[bool] = False
 
     def __post_init__(self) -> None:
         number("skip", self.skip, above=0, most=1)
 
+    @property
+    def fewest_keys(self) -> int:
+        return self._fitted().fewest_keys
+
     def bind(self, model: ModelInfo) -> Attend:
-        return Blasst(self.fit.factor(self.skip)).bind(model)
+        return self._fitted().bind(model)
+
+    def _fitted(self) -> Blasst:
+        return Blasst(self.fit.factor(self.skip))

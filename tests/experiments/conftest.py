@@ -133,3 +133,8 @@ def finished_copy(finished: Path, tmp_path: Path) -> Path:
 def snapshot(folder: Path) -> dict[str, bytes]:
     """Every file below a folder, by its relative path."""
     return {str(file.relative_to(folder)): file.read_bytes() for file in sorted(folder.rglob("*")) if file.is_file()}
+
+
+def written(folder: Path) -> dict[Path, int]:
+    """When every file below a folder was last written, but for locks."""
+    return {file: file.stat().st_mtime_ns for file in folder.rglob("*") if file.name != ".lock"}

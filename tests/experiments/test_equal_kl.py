@@ -11,10 +11,11 @@ import pandas as pd
 import pytest
 
 from experiments import equal_kl, equal_kl_report, report
+from experiments.chapters import Chapter
 from experiments.equal_kl_choice import choose
 from experiments.models import ModelSource
 from experiments.records import read_samples
-from tests.experiments.conftest import FRONTIER, QUIET, snapshot
+from tests.experiments.conftest import FRONTIER, QUIET, snapshot, written
 from tests.experiments.test_configs import composed
 
 EQUAL_KL = ("experiment=equal_kl", *FRONTIER[1:], "equal_kl.repeats=1", "equal_kl.baselines=[sdpa,upstream_cudnn]")
@@ -106,6 +107,10 @@ def test_the_chosen_strengths_take_turns_with_dense_attention_on_the_texts_that_
     assert again.status == 0, again.err
     assert table.read_bytes() == before
     assert "upstream_cudnn was left out; remove" in again.out
+    monkeypatch.setattr(Chapter, "write", None)  # nor to draw
+    last = written(store)
+    assert table.with_suffix(".md").read_text().split("\n", 2)[2] in command(*arguments).out
+    assert written(store) == last
     [chapter] = report.CHAPTERS["equal_kl"](store)
     assert (store / "figures" / f"{chapter.drawings[0].name}.png").is_file()
 

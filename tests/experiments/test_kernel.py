@@ -8,8 +8,9 @@ import torch
 from bsfa import cuda
 from bsfa.attention import block_maxima
 from experiments import kernel
+from experiments.chapters import Chapter
 from experiments.kernel_baselines import BASELINES
-from tests.experiments.conftest import QUIET
+from tests.experiments.conftest import QUIET, written
 
 
 @pytest.mark.parametrize(
@@ -61,3 +62,38 @@ def test_a_baseline_that_does_not_run_stands_in_every_sample_with_its_reason():
             "fa3": "No module named 'fa3_fwd_interface'",
             "cudnn": "CUDA out of memory. Tried to allocate 32.00 GiB.",
         }
+
+
+@pytest.fixture
+def one_cell(on_a_cpu, command, tmp_path, monkeypatch):
+    """Measures a cell of a length, as if this CPU were a GPU."""
+    monkeypatch.setattr(kernel, "DEVICE", "cpu")
+    monkeypatch.setattr(torch.cuda, "is_available", lambda: True)
+    small = ("kernel.skips=[0.5]", "kernel.head_sizes=[64]", "kernel.heads=[[4,2]]", "kernel.patterns=[random]")
+    asked = ("experiment=kernel", "profile=quick", *small, "kernel.baselines=[fa2]", QUIET, f"results={tmp_path}")
+    return lambda length: command(*asked, f"kernel.lengths=[{length}]")
+
+
+def test_a_finished_run_is_drawn_again_only_where_its_table_has_another(one_cell, tmp_path, monkeypatch):
+    assert one_cell(256).status == 0
+    with monkeypatch.context() as patch:
+        patch.setattr(Chapter, "write", None)
+        before = written(tmp_path)
+        again = one_cell(256)
+        assert again.status == 0, again.err
+        assert written(tmp_path) == before
+    [table] = tmp_path.glob("tables/*.csv")
+    assert table.with_suffix(".md").read_text().split("\n", 2)[2] in again.out
+    assert one_cell(384).status == 0
+    table.write_text("of the first run alone")
+    assert "384" in one_cell(256).out
+    assert len(table.read_text().splitlines()) == 1 + 2
+
+
+def test_tables_that_cannot_be_written_cost_no_record_and_are_drawn_by_the_next_call(one_cell, tmp_path):
+    (tmp_path / "tables").touch()
+    assert f"cannot write tables and figures below {tmp_path}" in one_cell(256).error
+    assert list(tmp_path.glob("kernel/*/summary.json"))
+    (tmp_path / "tables").unlink()
+    assert one_cell(256).status == 0
+    assert list(tmp_path.glob("figures/*.png"))

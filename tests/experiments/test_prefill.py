@@ -6,7 +6,19 @@ from transformers import DynamicCache
 
 import bsfa
 from bsfa import InputError
-from bsfa.methods import Blasst, Bsfa, Dense, FlashPrefill, FlexPrefill, MInference, RowShare, SpargeAttn, StreamingLLM
+from bsfa.methods import (
+    Blasst,
+    BlasstFit,
+    Bsfa,
+    Dense,
+    FittedBlasst,
+    FlashPrefill,
+    FlexPrefill,
+    MInference,
+    RowShare,
+    SpargeAttn,
+    StreamingLLM,
+)
 from bsfa.methods.upstream import Cudnn, TorchFlash
 from experiments.prefill import Prefill
 
@@ -47,3 +59,16 @@ def test_methods_that_want_a_prompt_whole_are_named():
     for method in unable:
         with pytest.raises(InputError, match=f"prefill.chunk=8192: {method.name} wants a prompt in one piece"):
             Prefill(8192).check([*able, method], 131072)
+
+
+def test_a_prompt_or_a_first_chunk_too_short_for_a_method_is_refused_by_name():
+    fewest = [
+        (method.name, method.fewest_keys) for method in (Dense(), Blasst(255.5), FittedBlasst(BlasstFit(1, 6), 0.9))
+    ]
+    assert [keys for _, keys in fewest] == [1, 256, 222]
+    Prefill().check_keys(fewest, 256, "task.lengths")
+    Prefill(256).check_keys(fewest, 900, "task.lengths")
+    with pytest.raises(InputError, match=r"task.lengths: a prompt of 230 tokens .* for blasst \(256 or more\); take"):
+        Prefill(256).check_keys(fewest, 230, "task.lengths")
+    with pytest.raises(InputError, match=r"prefill.chunk: a first chunk of 128 .* blasst \(256 .*, blasst_fitted"):
+        Prefill(128).check_keys(fewest, 900, "task.lengths")

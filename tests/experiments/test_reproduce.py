@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import dataclasses
 import gc
+import hashlib
 import re
 import shutil
 import subprocess
@@ -22,7 +23,7 @@ from experiments.models import ModelSource
 from experiments.needs import Size, describe
 from experiments.tracking import Untracked
 from experiments.unavailable import Unavailable, each
-from tests.experiments.conftest import KS, QUIET, SMALL, snapshot
+from tests.experiments.conftest import KS, QUIET, SMALL, snapshot, written
 from tests.experiments.test_configs import CONF
 
 REPRODUCE = "experiment=reproduce"
@@ -54,7 +55,7 @@ def test_a_dry_run_says_of_every_run_whether_it_is_complete_and_changes_nothing(
         ["niah", "dense", "", "", "800, 900", "8", "3 of 8 done"],
         ["niah", "sdpa", "", "", "800, 900", "8", "complete"],
         ["niah", "streaming_llm", "local_blocks=4", "", "800, 900", "8", "complete"],
-        *(["niah", "bsfa", f"k={k}", "prose", "800, 900", "8", "complete"] for k in (1, 2)),
+        *(["niah", "bsfa", f"k={k}", "prose, 2 texts of 900 tokens", "800, 900", "8", "complete"] for k in (1, 2)),
     ]
 
 
@@ -72,11 +73,11 @@ def main_table(results: Path) -> str:
 
 @pytest.mark.usefixtures("no_model")
 def test_a_second_call_finds_everything_done_draws_nothing_and_ends_with_the_report(again, finished_copy, monkeypatch):
-    monkeypatch.setattr("experiments.report.run", None)
-    before = {file: file.stat().st_mtime_ns for file in finished_copy.rglob("*")}
+    monkeypatch.setattr("experiments.report.make", None)
+    before = written(finished_copy)
     ended = again()
     assert ended.status == 0, ended.err
-    assert {file: file.stat().st_mtime_ns for file in finished_copy.rglob("*")} == before
+    assert written(finished_copy) == before
     assert "5 runs, 0 of them to do" in ended.out
     assert main_table(finished_copy) in ended.out
     assert ended.out.rstrip().endswith(f"page: {finished_copy / 'report.html'}")
@@ -84,8 +85,9 @@ def test_a_second_call_finds_everything_done_draws_nothing_and_ends_with_the_rep
 
 def test_a_report_stands_as_long_as_its_files_its_records_and_its_code(finished_copy, tmp_path, monkeypatch):
     def stands() -> bool:
-        tracker = OmegaConf.create({"_target_": "experiments.tracking.NoTracker"})
-        return standing.read(finished_copy, standing.origin(finished_copy, tracker)) is not None
+        tracker = {"_target_": "experiments.tracking.NoTracker"}
+        cfg = OmegaConf.create({"results": str(finished_copy), "tracker": tracker})
+        return standing.of_store(cfg).said() is not None
 
     assert stands()
     for part in ("report.html", "report.json", "figures/*-curve.png", "tables/*-cells.csv"):
@@ -117,6 +119,22 @@ def test_a_report_that_was_broken_off_is_made_again(again, command, finished_cop
     assert snapshot(finished_copy) != before
     assert again().status == 0
     assert snapshot(finished_copy) == before
+
+
+@pytest.mark.usefixtures("no_model")
+def test_every_record_is_hashed_once_where_a_report_is_to_be_made(again, finished_copy, monkeypatch):
+    (finished_copy / "report.html").unlink()
+    digest, read = hashlib.file_digest, []
+
+    def counted(file, name):
+        read.append(file.name)
+        return digest(file, name)
+
+    monkeypatch.setattr("experiments.standing.hashlib.file_digest", counted)
+    assert again().status == 0
+    assert (finished_copy / "report.html").is_file()
+    records = [name for name in read if name.endswith("samples.jsonl")]
+    assert len(records) == len(set(records)) == 5
 
 
 @NO_GPU
@@ -201,9 +219,10 @@ def test_a_setting_goes_to_the_experiments_that_have_it(command, tmp_path):
     ended = command(REPRODUCE, "dry=true", *asked, f"results={tmp_path}", QUIET)
     assert ended.status == 0, ended.err
     found = {row[0]: row for row in rows(ended.out)}
-    assert found["niah"][1:6] == ["bsfa", "k=8", "prose", "2048", "40"]
+    assert found["niah"][1:6] == ["bsfa", "k=8", "prose, 16 texts of 2,048 tokens", "2048", "40"]
     assert found["kernel"][4] == "4096, 16384, 65536, 131072"
     assert found["ttft"][1].startswith("bsfa k=8 (prose), bsfa set to skip 80%")
+    assert re.fullmatch(r"prose, 16 texts of [\d,]+ tokens", found["ttft"][3])
     assert "llama31_8b_random, 8.03 billion" in ended.out  # the profile's choice for ttft
 
 

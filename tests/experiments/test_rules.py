@@ -3,13 +3,19 @@
 from __future__ import annotations
 
 import json
+import re
 from collections.abc import Iterator
 from pathlib import Path
 from typing import Any
 
 import pytest
 
+from bsfa.methods import BlasstFit
+from experiments.fidelity import plan
+from experiments.models import ModelSource
+from experiments.rules import BlasstRule
 from tests.experiments.conftest import QUIET, Ended, run_here
+from tests.experiments.test_configs import composed
 
 SETTINGS = (
     "experiment=fidelity",
@@ -65,6 +71,20 @@ def test_the_cuts_are_made_once_and_a_file_of_them_gives_the_same(results, model
     ]
 
 
+def test_a_plan_says_on_what_a_method_is_calibrated_be_it_here_or_in_a_file(results, model_folder, tmp_path):
+    def planned(*arguments: str) -> list[str]:
+        asked = (*SETTINGS, f"model.path={model_folder}", f"results={tmp_path}", *arguments)
+        return [one.calibration for one in plan(composed(*asked))]
+
+    [cuts] = results.glob("calibrate/*/cuts.safetensors")
+    assert planned(*CUTS, f"method.cuts={cuts}") == ["prose, 2 texts of 384 tokens"]
+    twice = "calibration.data=[noise,mixed]"
+    assert planned(*CUTS, twice) == [f"{data}, 2 texts of 384 tokens" for data in ("noise", "mixed")]
+    (tmp_path / "fit.json").write_text('{"a": 2.0, "b": 3.0}')
+    assert planned("method=blasst_fitted", f"method.fit={tmp_path / 'fit.json'}") == ["file"]
+    assert planned("method=dense") == [""]
+
+
 @pytest.mark.parametrize(
     ("method", "file"),
     [
@@ -88,6 +108,65 @@ def test_a_fit_of_blasst_is_read_from_a_file(model_folder, tmp_path):
     ended = fidelity(model_folder, tmp_path / "r", "method=blasst_fitted", f"method.fit={file}")
     assert ended.status == 0, ended.err
     assert {sample["method"] for sample in samples(tmp_path / "r")} == {"blasst_fitted skip=0.5 (file)"}
+
+
+@pytest.fixture
+def fit(tmp_path) -> Path:
+    """BLASST's scalars of long texts: for prompts from 347 and, at 0.9, from 937 tokens on."""
+    file = tmp_path / "fit.json"
+    file.write_text('{"a": 100.0, "b": 2.486}')
+    return file
+
+
+NIAH = ("experiment=niah", "profile=quick", "task.haystacks=[noise]", "task.depths=1", "task.samples=1", QUIET)
+TTFT = ("experiment=ttft", "profile=quick", "ttft.baselines=[]", "ttft.skips=[]", QUIET)
+FIT = "method=blasst_fitted"
+
+
+@pytest.mark.parametrize(
+    ("arguments", "message"),
+    [
+        ((*SETTINGS, "streams.lengths=[512,1024]"), "streams.lengths: a prompt of 512 tokens is too short for"),
+        ((*NIAH, "task.lengths=[900,1024]"), "task.lengths: a prompt of 900 tokens is too short for"),
+        ((*NIAH, "task.lengths=[1024]", "prefill.chunk=512"), "prefill.chunk: a first chunk of 512 tokens"),
+        ((*TTFT, "ttft.lengths=[512,1024]"), "ttft.lengths: a prompt of 512 tokens is too short for"),
+        ((*NIAH, "task.lengths=[900,1024]", "experiment=reproduce", "dry=true"), "a prompt of 900 tokens"),
+    ],
+    ids=["fidelity", "niah", "chunks", "ttft", "reproduce"],
+)
+def test_prompts_too_short_for_a_fit_are_refused_before_a_model_is_loaded(
+    command, model_folder, tmp_path, fit, monkeypatch, arguments, message
+):
+    monkeypatch.setattr(ModelSource, "load", None)
+    results = (f"model.path={model_folder}", f"results={tmp_path / 'r'}")
+    error = command(*arguments, FIT, f"method.fit={fit}", "method.skip=[0.5,0.9]", *results).error
+    assert message in error
+    assert "blasst_fitted skip=0.9 (file) (937 or more); take longer ones, a weaker strength" in error
+    assert "skip=0.5" not in error
+    assert not list((tmp_path / "r").glob("*/*"))
+
+
+def test_a_prompt_of_less_than_its_length_is_refused_before_anything_is_calibrated_or_answered(
+    command, model_folder, tmp_path
+):
+    asked = (*NIAH, "task.lengths=[944]", f"model.path={model_folder}", f"results={tmp_path / 'r'}")
+    group = ("method=compare", "+method.members.blasst={_target_:bsfa.methods.Blasst,knob:factor,factor:937}")
+    error = command(*asked, *group).error
+    assert re.search(r"task.lengths: a prompt of 9[0-3]\d tokens is too short for blasst factor=937 \(937", error)
+    assert not list((tmp_path / "r").glob("*/*"))
+
+
+@pytest.mark.parametrize("experiment", [SETTINGS, (*TTFT, "ttft.lengths=[512]")], ids=["fidelity", "ttft"])
+def test_prompts_too_short_for_a_new_fit_are_refused_before_one_is_read_and_its_file_is_kept(
+    command, model_folder, tmp_path, fit, monkeypatch, experiment
+):
+    monkeypatch.setattr(BlasstRule, "make", lambda *_: BlasstFit.load(fit))
+    asked = (*experiment, FIT, "method.skip=[0.5,0.9]", f"model.path={model_folder}", f"results={tmp_path / 'r'}")
+    message = "a prompt of 512 tokens is too short for blasst_fitted skip=0.9 (prose) (937 or more)"
+    assert message in command(*asked).error
+    assert not any(file.read_text() for file in (tmp_path / "r").glob("*/*/samples.jsonl"))
+    monkeypatch.setattr(ModelSource, "load", None)  # the fit is known now
+    assert message in command(*asked).error
 
 
 @pytest.mark.parametrize(

@@ -110,7 +110,7 @@ def test_wandb_takes_the_summary_of_every_experiment(tmp_path, no_home, outside)
     folders = {}
     for experiment in SUMMARIES:
         run = finished(tmp_path, experiment)
-        tracker.run(run, experiment)
+        tracker.runs([(run, experiment)])
         [folders[experiment]] = tmp_path.glob(f"wandb/offline-run-*-{run.id}")
     wandb.teardown()  # writes what its process still had
     content = {experiment: next(folder.glob("*.wandb")).read_bytes() for experiment, folder in folders.items()}
@@ -152,8 +152,11 @@ def test_a_run_that_wandb_did_not_take_is_complete_and_shown_by_the_next_command
     online = ("tracker=wandb", "tracker.mode=online", f"model.path={model_folder}", f"results={tmp_path / 'r'}")
     error = command(*asked, *online).error
     assert "W&B (online, project bsfa) did not take" in error
+    runs = [summary.parent for summary in tmp_path.glob("r/niah/*/summary.json")]
+    assert len(runs) == 4  # of all methods
+    for run in runs:
+        assert f"{run} (Timed out while retrying)" in error
     assert "(Timed out while retrying). It is safe here" in error
-    assert len(list(tmp_path.glob("r/niah/*/summary.json"))) == 4  # of all methods
     monkeypatch.setattr(ModelSource, "load", None)  # nothing is left to measure
     shown.append("the network is back")
     for _ in range(2):  # once shown is shown
@@ -162,6 +165,24 @@ def test_a_run_that_wandb_did_not_take_is_complete_and_shown_by_the_next_command
     elsewhere = command(*asked, *online, "tracker.project=other")
     assert elsewhere.status == 0, elsewhere.err
     assert len(shown) == 9
+
+
+def test_a_run_that_wandb_refuses_costs_no_other_its_turn(tmp_path, shown, monkeypatch):
+    shown.append("there is a network")
+    session = Wandb._open
+
+    def refuses(self, *, name, **options):
+        if name == "kernel":
+            raise OSError("Entity is full\nUpgrade")
+        return session(self, name=name, **options)
+
+    monkeypatch.setattr(Wandb, "_open", refuses)
+    runs = {experiment: finished(tmp_path, experiment) for experiment in ("fidelity", "kernel", "ttft")}
+    tracker = Wandb("online", "bsfa", str(tmp_path))
+    with pytest.raises(Untracked, match=r"did not take \S*/kernel/\w+ \(Entity is full\)\. It is safe"):
+        tracker.runs([(run, experiment) for experiment, run in runs.items()])
+    assert shown[1:] == ["fidelity", "ttft"]
+    assert [name for name, run in runs.items() if (run.path / "tracked.txt").is_file()] == ["fidelity", "ttft"]
 
 
 def test_a_task_that_was_not_tracked_costs_no_other_its_turn():

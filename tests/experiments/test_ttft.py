@@ -13,9 +13,10 @@ from bsfa import Gate
 from bsfa.methods import Call, StreamingLLM
 from experiments import ttft_report, turns
 from experiments.at_skip import quantiles
+from experiments.chapters import Chapter
 from experiments.models import ModelSource
 from experiments.records import Run, read_samples
-from tests.experiments.conftest import QUIET
+from tests.experiments.conftest import QUIET, written
 
 SHAPE = {
     "num_hidden_layers": 2, "hidden_size": 64, "intermediate_size": 64, "num_attention_heads": 4,
@@ -61,8 +62,12 @@ def test_every_cell_is_recorded_and_what_does_not_run_here_is_named(command, tmp
     assert table.read_bytes() == before
     assert "Time to first token, llama31_8b_random" in (tmp_path / "report.html").read_text()
     monkeypatch.setattr(ModelSource, "load", None)  # nothing is left to measure
+    monkeypatch.setattr(Chapter, "write", None)  # nor to draw
+    last = written(tmp_path)
     once_more = command(*arguments)
     assert once_more.status == 0, once_more.err
+    assert written(tmp_path) == last
+    assert (tmp_path / "tables" / f"{table.stem}.md").read_text().split("\n", 2)[2] in once_more.out
     assert "upstream_cudnn was left out: method=upstream_cudnn runs on a CUDA GPU alone" in once_more.out
 
 
