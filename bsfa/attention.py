@@ -46,6 +46,12 @@ class Attended:
     stats: SkipStats
 
     @classmethod
+    def dense(cls, out: torch.Tensor, grid: BlockGrid) -> Attended:
+        """What a kernel gave that skips nothing and counts nothing."""
+        total = torch.full((out.shape[0], out.shape[2]), grid.total(), device=out.device)
+        return cls(out, None, SkipStats(total, total))
+
+    @classmethod
     def joined(cls, parts: Sequence[Attended]) -> Attended:
         """Calls of one sequence each as one packed batch: ``out`` (total_q, Hq, D), ``lse`` (Hq, total_q)."""
         lses = [part.lse[0] for part in parts if part.lse is not None]

@@ -24,8 +24,8 @@ from bsfa import cuda
 from bsfa.blocks import BLOCK_K, BLOCK_Q, BlockGrid
 from bsfa.errors import InputError
 from bsfa.gates import ResolvedGate
-from experiments import checks, environment, kernel_baselines, kernel_report, standing
-from experiments.kernel_baselines import BASELINES, Kernel
+from experiments import checks, dense_kernels, environment, kernel_report, standing
+from experiments.dense_kernels import BASELINES, Kernel
 from experiments.plans import Planned
 from experiments.records import Run, Store
 from experiments.statistics import quartiles
@@ -152,7 +152,7 @@ def measure(shape: Shape, skips: Sequence[float], grid: Grid, device: torch.devi
     scale = shape.head_size**-0.5
     blocks = BlockGrid(shape.length, shape.length, causal=True)
     maxima = cuda.block_maxima(q, k, softmax_scale=scale, causal=True, kernel=grid.kernel)
-    baselines, failed = kernel_baselines.that_run(grid.baselines, q, k, v)
+    baselines, failed = dense_kernels.that_run(grid.baselines, q, k, v)
     for skip in skips:
         cut = threshold(maxima, skip)
         gate = ResolvedGate(

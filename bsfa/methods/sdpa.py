@@ -8,7 +8,7 @@ from typing import ClassVar
 import torch
 from torch.nn.functional import scaled_dot_product_attention
 
-from bsfa.attention import Attended, SkipStats
+from bsfa.attention import Attended
 from bsfa.blocks import BlockGrid
 from bsfa.methods.base import Attend, Call, Method
 from bsfa.model import ModelInfo
@@ -25,7 +25,12 @@ class Sdpa(Method):
 
 
 def sdpa(call: Call) -> Attended:
-    """Exact causal attention of one call.
+    """Exact causal attention of one call; raises as `kernel` does."""
+    return Attended.dense(kernel(call), call.grid)
+
+
+def kernel(call: Call) -> torch.Tensor:
+    """A call's output (B, Sq, Hq, D).
 
     Raises
     ------
@@ -46,8 +51,7 @@ def sdpa(call: Call) -> Attended:
         scale=call.softmax_scale,
         enable_gqa=call.q.shape[2] != call.k.shape[2],
     )
-    blocks = torch.full((call.q.shape[0], call.q.shape[2]), grid.total(), device=call.q.device)
-    return Attended(out.transpose(1, 2), None, SkipStats(blocks, blocks))
+    return out.transpose(1, 2)
 
 
 def dense_mask(grid: BlockGrid, device: torch.device) -> torch.Tensor:

@@ -1,4 +1,4 @@
-"""Dense attention from its authors' own packages: what a speed-up has to be held against.
+"""Dense attention from its authors' own packages: what a speed-up has to be held against, and how each is called.
 
 `upstream_flash_attn` is FlashAttention-2 (flash-attn), `upstream_torch_flash` the same as PyTorch has it built in,
 `upstream_fa3` FlashAttention-3 for Hopper (fa3-fwd), `upstream_cudnn` cuDNN through PyTorch's SDPA;
@@ -9,7 +9,7 @@ line when the method is bound to a model.
 from __future__ import annotations
 
 from abc import abstractmethod
-from collections.abc import Callable
+from collections.abc import Callable, Sequence
 from dataclasses import dataclass
 from importlib import import_module
 from typing import Any, ClassVar
@@ -17,11 +17,13 @@ from typing import Any, ClassVar
 import torch
 from torch.nn.attention import SDPBackend, sdpa_kernel
 
-from bsfa.attention import Attended, SkipStats
+from bsfa.attention import Attended
 from bsfa.errors import InputError
+from bsfa.methods import sdpa
 from bsfa.methods.base import Attend, Call, Method
-from bsfa.methods.sdpa import sdpa
 from bsfa.model import ModelInfo
+
+Kernel = Callable[[Call], torch.Tensor]
 
 
 @dataclass(frozen=True)
@@ -29,76 +31,72 @@ class Upstream(Method):
     """A dense kernel of others: every visible block is kept."""
 
     def bind(self, model: ModelInfo) -> Attend:
-        kernel = self.load(model)
-
-        def attend(call: Call) -> Attended:
-            total = torch.full((call.q.shape[0], call.q.shape[2]), call.grid.total(), device=call.q.device)
-            return Attended(kernel(call), None, SkipStats(total, total))
-
-        return attend
+        try:
+            kernel = self.load(model.devices)
+        except InputError as error:
+            raise InputError(f"method={self.name} {error}") from error
+        return lambda call: Attended.dense(kernel(call), call.grid)
 
     @abstractmethod
-    def load(self, model: ModelInfo) -> Callable[[Call], torch.Tensor]:
+    def load(self, devices: Sequence[torch.device]) -> Kernel:
         """The kernel: a call -> its output (B, Sq, Hq, D).
 
         Raises
         ------
         InputError
-            It cannot run here.
+            It cannot run on these devices; the message goes on from its name.
         """
 
 
-def package(method: str, install: str, *modules: str) -> Any:
-    """The first of some modules of someone else's package that is there.
+@dataclass(frozen=True)
+class Flash(Upstream):
+    """``flash_attn_func``, which FlashAttention-2 and 3 name alike, of the first of some modules that is there.
 
-    Raises
-    ------
-    InputError
-        None of them is installed, or loads.
+    ``install`` is the package that has the first.
     """
-    missing = None
-    for module in modules:
-        try:
-            return import_module(module)
-        except ImportError as error:
-            missing = missing or error
-    needed = " or ".join(modules)
-    raise InputError(f"method={method} needs the module {needed} ({missing}): pip install {install}") from missing
+
+    install: ClassVar[str]
+    modules: ClassVar[tuple[str, ...]]
+
+    def load(self, devices: Sequence[torch.device]) -> Kernel:
+        function = self._package().flash_attn_func
+        return lambda call: function(
+            call.q,
+            call.k,
+            call.v,
+            softmax_scale=call.softmax_scale,
+            causal=True,
+            window_size=call.window_size,
+            softcap=call.softcap,
+        )
+
+    def _package(self) -> Any:
+        missing = None
+        for module in self.modules:
+            try:
+                return import_module(module)
+            except ImportError as error:
+                missing = missing or error
+        needed = " or ".join(self.modules)
+        raise InputError(f"needs the module {needed} ({missing}): pip install {self.install}") from missing
 
 
 @dataclass(frozen=True)
-class FlashAttn2(Upstream):
-    """https://github.com/Dao-AILab/flash-attention, ``flash_attn.flash_attn_func``: fp16 and bf16."""
+class FlashAttn2(Flash):
+    """https://github.com/Dao-AILab/flash-attention: fp16 and bf16."""
 
     name: ClassVar[str] = "upstream_flash_attn"
-
-    def load(self, model: ModelInfo) -> Callable[[Call], torch.Tensor]:
-        return flash(package(self.name, "flash-attn", "flash_attn").flash_attn_func)
+    install: ClassVar[str] = "flash-attn"
+    modules: ClassVar[tuple[str, ...]] = ("flash_attn",)
 
 
 @dataclass(frozen=True)
-class FlashAttn3(Upstream):
-    """FlashAttention-3 for Hopper: https://pypi.org/project/fa3-fwd, ``fa3_fwd_interface.flash_attn_func``, or the
-    authors' own build, ``flash_attn_interface.flash_attn_func``."""
+class FlashAttn3(Flash):
+    """FlashAttention-3 for Hopper: https://pypi.org/project/fa3-fwd, or the authors' own build."""
 
     name: ClassVar[str] = "upstream_fa3"
-
-    def load(self, model: ModelInfo) -> Callable[[Call], torch.Tensor]:
-        modules = ("fa3_fwd_interface", "flash_attn_interface")
-        return flash(package(self.name, "fa3-fwd", *modules).flash_attn_func)
-
-
-def flash(function: Callable[..., torch.Tensor]) -> Callable[[Call], torch.Tensor]:
-    """What FlashAttention-2 and 3 name alike."""
-    return lambda call: function(
-        call.q,
-        call.k,
-        call.v,
-        softmax_scale=call.softmax_scale,
-        causal=True,
-        window_size=call.window_size,
-        softcap=call.softcap,
-    )
+    install: ClassVar[str] = "fa3-fwd"
+    modules: ClassVar[tuple[str, ...]] = ("fa3_fwd_interface", "flash_attn_interface")
 
 
 @dataclass(frozen=True)
@@ -108,13 +106,13 @@ class Sdp(Upstream):
     backend: ClassVar[SDPBackend]
     chunks: ClassVar[bool] = False  # it aligns its causal mask with the first key; any other takes a mask in memory
 
-    def load(self, model: ModelInfo) -> Callable[[Call], torch.Tensor]:
-        if any(device.type != "cuda" for device in model.devices):
-            raise InputError(f"method={self.name} runs on a CUDA GPU alone; use method=sdpa here")
+    def load(self, devices: Sequence[torch.device]) -> Kernel:
+        if any(device.type != "cuda" for device in devices):
+            raise InputError("runs on a CUDA GPU alone; use method=sdpa here")
 
         def kernel(call: Call) -> torch.Tensor:
             with sdpa_kernel(self.backend):
-                return sdpa(call).out
+                return sdpa.kernel(call)
 
         return kernel
 

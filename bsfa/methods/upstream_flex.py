@@ -2,7 +2,7 @@
 
 from __future__ import annotations
 
-from collections.abc import Callable
+from collections.abc import Sequence
 from dataclasses import dataclass, replace
 from functools import lru_cache
 from typing import ClassVar
@@ -12,11 +12,11 @@ from torch.nn.attention.flex_attention import BlockMask, flex_attention
 
 from bsfa.blocks import BlockGrid, BlockLists
 from bsfa.methods.base import Call
-from bsfa.methods.upstream import Upstream
-from bsfa.model import ModelInfo
+from bsfa.methods.upstream import Kernel, Upstream
 from bsfa.selection import full, visible
 
 BLOCK = 128  # keys; FlexAttention's default block is 128 x 128
+UNBOUNDED = 2**31 - 1  # keys: no window, in int32
 
 
 @dataclass(frozen=True)
@@ -25,7 +25,7 @@ class Flex(Upstream):
 
     name: ClassVar[str] = "upstream_flex"
 
-    def load(self, model: ModelInfo) -> Callable[[Call], torch.Tensor]:
+    def load(self, devices: Sequence[torch.device]) -> Kernel:
         compiled = torch.compile(flex_attention)
 
         def kernel(call: Call) -> torch.Tensor:
@@ -47,10 +47,11 @@ def flex_mask(grid: BlockGrid, device: torch.device) -> BlockMask:
     whole = full(blocks, device)
     partial = visible(blocks, device) & ~whole
     masked, plain = (BlockLists.from_mask(mask[None, None]) for mask in (partial, whole))
-    left = grid.window_size[0] if grid.window_size[0] >= 0 else grid.seqlen_k
+    # Constants for whole prompts: a kernel compiled for several lengths then takes neither as an argument.
+    offset, left = grid.offset, grid.window_size[0] if grid.window_size[0] >= 0 else UNBOUNDED
 
     def seen(batch: torch.Tensor, head: torch.Tensor, row: torch.Tensor, key: torch.Tensor) -> torch.Tensor:
-        position = row + grid.offset
+        position = row + offset
         return (key <= position) & (key >= position - left)
 
     return BlockMask.from_kv_blocks(

@@ -2,14 +2,16 @@
 
 from __future__ import annotations
 
+import sys
+
 import pytest
 import torch
 
 from bsfa import cuda
 from bsfa.attention import block_maxima
+from bsfa.methods.upstream import Cudnn
 from experiments import kernel
 from experiments.chapters import Chapter
-from experiments.kernel_baselines import BASELINES
 from tests.experiments.conftest import QUIET, written
 
 
@@ -35,16 +37,15 @@ def test_a_setting_that_makes_no_sense_is_named(command, tmp_path, argument, mes
 
 @pytest.fixture
 def on_a_cpu(monkeypatch):
-    """Three baselines, of which one runs, in place of the GPU's; the gated kernel's place is taken by its geometry."""
+    """The baselines that are not for a CPU fail in other ways; the gated kernel's place is taken by its geometry."""
 
-    def out_of_memory(q, k, v):
+    def out_of_memory(call):
         raise torch.OutOfMemoryError("CUDA out of memory. Tried to allocate 32.00 GiB.\nmore")
 
-    def missing(q, k, v):
-        raise ModuleNotFoundError("No module named 'fa3_fwd_interface'")
-
-    for name, factory in (("fa3", missing), ("cudnn", out_of_memory), ("fa2", lambda q, k, v: lambda: q)):
-        monkeypatch.setitem(BASELINES, name, factory)
+    monkeypatch.setattr(Cudnn, "load", lambda self, devices: out_of_memory)
+    monkeypatch.setitem(sys.modules, "fa3_fwd_interface", None)
+    monkeypatch.setitem(sys.modules, "flash_attn_interface", None)
+    monkeypatch.setattr(torch, "compile", lambda function, **options: function)
     monkeypatch.setattr(
         cuda, "block_maxima", lambda q, k, kernel, **options: block_maxima(q, k, backend="reference", **options)
     )
@@ -54,12 +55,13 @@ def on_a_cpu(monkeypatch):
 
 @pytest.mark.usefixtures("on_a_cpu")
 def test_a_baseline_that_does_not_run_stands_in_every_sample_with_its_reason():
-    grid = kernel.Grid([256], [0.0, 0.5], [64], [[4, 2]], ["random"], ["fa3", "cudnn", "fa2"], "bfloat16", 1, 0, None)
+    grid = kernel.Grid([256], [0.0, 0.5], [64], [[4, 2]], ["random"], ["fa3", "cudnn", "flex"], "bfloat16", 1, 0, None)
     [shape] = grid.shapes()
     for sample in kernel.measure(shape, grid.skips, grid, torch.device("cpu")):
-        assert sample["baseline_ms"] == {"fa2": 2.0}
+        assert sample["baseline_ms"] == {"flex": 2.0}
         assert sample["baselines_failed"] == {
-            "fa3": "No module named 'fa3_fwd_interface'",
+            "fa3": "needs the module fa3_fwd_interface or flash_attn_interface "
+            "(import of fa3_fwd_interface halted; None in sys.modules): pip install fa3-fwd",
             "cudnn": "CUDA out of memory. Tried to allocate 32.00 GiB.",
         }
 
