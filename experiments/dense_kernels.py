@@ -8,6 +8,7 @@ from collections.abc import Callable, Sequence
 from functools import partial
 from typing import Any
 
+import torch
 from torch import Tensor
 
 from bsfa.errors import InputError
@@ -33,28 +34,43 @@ BASELINES: dict[str, type[Upstream]] = {"fa3": FlashAttn3, "cudnn": Cudnn, "fa2"
 
 
 def usable(
-    names: Sequence[str], model: ModelInfo, prefill: Prefill, longest: int
+    names: Sequence[str], model: ModelInfo, dtype: torch.dtype, prefill: Prefill, longest: int
 ) -> tuple[dict[str, Method], dict[str, str]]:
-    """Those of `DENSE_KERNELS` that run here, and those that do not, with the reason.
+    """Those of `DENSE_KERNELS` that run here, and those that do not, with the reason: a package that is missing, chunks
+    that it cannot read, a dtype or head size that it is not built for.
 
     Parameters
     ----------
+    dtype : torch.dtype
+        The model's.
     longest : int
         Tokens of the longest prompt.
     """
+    probe = _probe(model, dtype)
     found: dict[str, Method] = {}
     left_out: dict[str, str] = {}
     for name in names:
         method = DENSE_KERNELS[name]()
         try:
-            method.bind(model)
+            attend = method.bind(model)
             prefill.check([method], longest)
-        except InputError as error:
-            left_out[name] = str(error)
-            log.warning("%s is left out: %s", name, error)
+            attend(probe)
+            environment.wait(probe.q.device)
+        except (InputError, RuntimeError) as error:  # what a kernel refuses it says in its own way
+            left_out[name] = reason(error)
+            log.warning("%s is left out: %s", name, left_out[name])
         else:
             found[name] = method
     return found, left_out
+
+
+def _probe(model: ModelInfo, dtype: torch.dtype) -> Call:
+    """A short prompt of zeros, as the model's first layer would call."""
+
+    def zeros(heads: int) -> Tensor:
+        return torch.zeros(1, 128, heads // model.tp_size, model.head_dim, dtype=dtype, device=model.devices[0])
+
+    return Call(0, zeros(model.n_heads), zeros(model.n_kv_heads), zeros(model.n_kv_heads))
 
 
 def that_run(names: Sequence[str], q: Tensor, k: Tensor, v: Tensor) -> tuple[dict[str, Kernel], dict[str, str]]:

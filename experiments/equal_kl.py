@@ -225,7 +225,8 @@ def _finish(found: Plan, backend: Backend) -> None:
 def _contenders(found: Plan, loaded: Loaded) -> tuple[dict[str, Contender], dict[str, str]]:
     """All that runs here, by its label, dense attention first; and the baselines that do not, with the reason."""
     info = describe(loaded.model)
-    dense, left_out = dense_kernels.usable(found.grid.baselines, info, Prefill(), found.streams.longest())
+    baselines, longest = found.grid.baselines, found.streams.longest()
+    dense, left_out = dense_kernels.usable(baselines, info, loaded.model.dtype, Prefill(), longest)
     sparse = {variant.label: variant.build(loaded) for variant in found.timed()}
     for method in sparse.values():
         method.bind(info)  # refuses a method of another model

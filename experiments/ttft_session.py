@@ -92,7 +92,8 @@ def _contenders(plan: Plan, loaded: Loaded, backend: Backend) -> tuple[list[Cont
     contenders = [Contender.of(label, method) for label, method in methods.items()]
     for skip in grid.skips:
         contenders.append(Contender(set_label(skip), _set(loaded, skip, backend)))
-    dense, left_out = dense_kernels.usable(grid.baselines, info, plan.prefill, max(grid.lengths))
+    dtype, longest = loaded.model.dtype, max(grid.lengths)
+    dense, left_out = dense_kernels.usable(grid.baselines, info, dtype, plan.prefill, longest)
     return [*contenders, *(Contender.of(name, method) for name, method in dense.items())], left_out
 
 
