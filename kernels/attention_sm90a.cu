@@ -7,11 +7,11 @@
 // where heads are of 64, on query blocks that share K: neighbouring heads of one KV group, or neighbouring query blocks. They
 // share no decision and wait for nothing of each other's. They start one behind the other, so that one's products run under
 // another's maxima, decision and exponentials: while all keep what they visit, they stay as far apart as they started. And
-// within one, the next block's scores are computed with a kept block's P V, of which they follow at once.
+// within one, the products of a kept block's P V and of the next block's scores stand in one queue.
 //
 // Warpgroups (128 threads each; setmaxnreg gives the consumers the others' registers)
-//   0        four warps. The producer: Q of all consumers, once; K in the order of visit of whichever sees most, with what holds
-//            of a block for each of them. A fetcher for each consumer: V of the blocks that it keeps
+//   0        four warps. The producer: Q of all consumers, once; K in the order of visit of whichever sees most, with what
+//            holds of a block for each of them. A fetcher for each consumer: V of the blocks that it keeps
 //   1 ...    consumers: S (2 x 64 rows x 64 keys), P in registers, O (2 x 64 x D), shifts and sums of four rows a thread
 //
 // Shared memory (offsets in `Layout`)
@@ -30,11 +30,12 @@
 //   v_asked[c]         one thread of consumer c   -> its fetcher: a block is kept, or none is any more
 //   v_full[c][slot]    fetcher c (TMA bytes)      -> consumer c
 //   v_empty[c][slot]   four warps of consumer c   -> fetcher c; calls without a gate only, in which V goes ahead as K does
-// With a gate, V's slot is free by construction: it last held the kept block before the last, and all four warps have
-// arrived at a decision since. Asks do not overtake each other: the next one comes after V of the last. Named barriers 1 and
-// up are the consumers' decisions.
+// With a gate, V's slots are free by construction: all four warps are through with P V of the last kept block before they
+// arrive at a decision. Asks do not overtake each other: the next one comes after V of the last. Named barriers 1 and up
+// are the consumers' decisions.
 //
-// With index lists the consumers take stages in turn and share no K. Block maxima need no V.
+// With index lists the consumers take stages in turn and share no K. Block maxima need no V; they are visited in descending
+// order, so that a consumer's stages follow each other and two halves of `exchange` do.
 #include "ptx_sm90.cuh"
 #include "work.cuh"
 
@@ -81,6 +82,7 @@ template <int D> struct Layout {
   static constexpr int v_asked = v_empty + 8 * consumers * kSlots;
   static constexpr int cta = v_asked + 8 * consumers;
   static constexpr int bytes = cta + 64 * (consumers + 1);
+  static_assert(bytes - words <= 1024);  // what bsfa/launch_sm90.py takes them for
   static constexpr int registers = consumers == 3 ? 160 : 240;  // a consumer's thread
   static constexpr int alignment = 1024;  // of a swizzled tile; the launch adds as much
 };

@@ -54,7 +54,7 @@ struct Visit {
   static constexpr u32 block = masked - 1;
 };
 
-// The query block a CTA computes, and the key blocks it visits.
+// A query block that a CTA computes, and the key blocks it visits.
 struct Work {
   int batch, head, kv_head, q_block;
   int q_length, k_length, q_start, k_start;  // of this sequence; starts of packed sequences

@@ -226,9 +226,10 @@ class TestBehaviour:
         assert out[0, :, 2:].isfinite().all()
         assert out[1].isfinite().all()
 
-    def test_packed_sequences_equal_the_same_sequences_alone(self, attend, kernel):
+    @pytest.mark.parametrize("size", [64, 128])
+    def test_packed_sequences_equal_the_same_sequences_alone(self, attend, kernel, size):
         lengths = [(300, 300), (1, 129), (500, 64)]
-        parts = [draw((1, n_q, n_k, 4, 2, 128)) for n_q, n_k in lengths]
+        parts = [draw((1, n_q, n_k, 4, 2, size)) for n_q, n_k in lengths]
         q, k, v = (torch.cat([part[i][0] for part in parts]) for i in range(3))
         cumulative = [
             torch.tensor([0, *torch.tensor(lengths)[:, i].cumsum(0)], dtype=torch.int32, device="cuda") for i in (0, 1)
