@@ -95,10 +95,10 @@ def attention(
                 if not columns:
                     continue
                 kept[group.batch, head] += len(columns)
-                values = _take(group.values, columns).flatten(0, 1)
-                out[group.batch, rows, head], row_lse = _softmax_pv(logits(dots), values)
+                scores = logits(dots)
+                out[group.batch, rows, head] = _softmax_pv(scores, _take(group.values, columns).flatten(0, 1))
                 if lse is not None:
-                    lse[group.batch, head, rows] = row_lse
+                    lse[group.batch, head, rows] = scores.logsumexp(-1)
     return out, lse, kept.to(q.device)
 
 
@@ -220,15 +220,10 @@ def _take(blocks: torch.Tensor, columns: list[int], dim: int = 0) -> torch.Tenso
     return blocks.index_select(dim, torch.tensor(columns, dtype=torch.int64, device=blocks.device))
 
 
-def _softmax_pv(scores: torch.Tensor, values: torch.Tensor) -> tuple[torch.Tensor, torch.Tensor]:
-    """Attention of some rows over their kept keys, and its log-sum-exp. Overwrites the scores.
+def _softmax_pv(scores: torch.Tensor, values: torch.Tensor) -> torch.Tensor:
+    """Attention of some rows over their kept keys.
 
-    A row that sees nothing gives 0 and -inf; a NaN score stays NaN, as in dense attention.
+    A row that sees nothing gives 0; a NaN score stays NaN, as in dense attention.
     """
-    row_max = scores.amax(-1, keepdim=True)
-    row_max = row_max.masked_fill_(row_max == -torch.inf, 0.0)
-    weights = scores.sub_(row_max).exp_()
-    row_sum = weights.sum(-1, keepdim=True)
-    blind = row_sum == 0.0
-    out = (weights @ values).div_(row_sum.masked_fill(blind, 1.0))
-    return out, (row_max + row_sum.log()).squeeze(-1)
+    blind = scores.amax(-1, keepdim=True) == -torch.inf
+    return (scores.softmax(-1) @ values).masked_fill_(blind, 0.0)
