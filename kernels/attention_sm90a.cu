@@ -146,7 +146,7 @@ template <int D> __device__ __forceinline__ void produce(const Arguments& argume
   Place<kStages> stage;
   // What lane l holds of stages is that of the l-th of 32. Lane 0 writes down a stage's words, for it also arrives.
   u32 described[L::consumers];
-  u32 any, next;  // of a stage's words and of the next one's, ORed: all are of one block, or 0
+  u32 next;  // of the next stage's words, ORed: all are of one block, or 0
   auto look_ahead = [&](int i) {
     if (i % kWarp == 0)
       for (int c = 0; c < L::consumers; c++) described[c] = i + lane < cta.stages ? cta.visit(a, c, i + lane) : 0;
@@ -158,7 +158,7 @@ template <int D> __device__ __forceinline__ void produce(const Arguments& argume
   };
   look_ahead(0);
   for (int i = 0; i <= cta.stages; i++) {  // the one past the last holds nothing: consumers look a stage ahead
-    any = next;
+    const u32 any = next;
     u32 full = base + L::k_full + 8 * stage.at;
     mbarrier_wait(base + L::k_empty + 8 * stage.at, stage.parity ^ 1);
     look_ahead(i + 1);
@@ -485,20 +485,18 @@ __device__ __forceinline__ void consume(const Arguments& arguments, const Cta<co
       if constexpr (kEarly) {
         wgmma_fence();
         start_scores(0, q, k);
-        read_ahead(i + 1);
-        exponentials(1, p[1]);
-        mbarrier_wait(v_full(), slot.parity);
-        wgmma_fence();
+      }
+      read_ahead(i + 1);
+      exponentials(1, p[1]);
+      mbarrier_wait(v_full(), slot.parity);
+      wgmma_fence();
+      if constexpr (kEarly) {
         start_values(1, p[1], v);
         start_values(0, p[0], v);
         wgmma_wait<1>();  // P of the second tile was where its next scores go
         wgmma_fence();
         start_scores(1, q, k);
       } else {
-        read_ahead(i + 1);
-        exponentials(1, p[1]);
-        mbarrier_wait(v_full(), slot.parity);
-        wgmma_fence();
         start_values(0, p[0], v);
         start_values(1, p[1], v);
         wgmma_wait<1>();  // P of either tile was where its next scores go
