@@ -30,6 +30,7 @@
 //   v_asked[c]         one thread of consumer c   -> its fetcher: a block is kept, or none is any more
 //   v_full[c][slot]    fetcher c (TMA bytes)      -> consumer c
 //   v_empty[c][slot]   four warps of consumer c   -> fetcher c; calls without a gate only, in which V goes ahead as K does
+//   v_landed[c]        fetcher c (TMA bytes)      -> itself, where what is past a packed sequence's end has to go first
 // With a gate, V's slots are free by construction: all four warps are through with P V of the last kept block before they
 // arrive at a decision. Asks do not overtake each other: the next one comes after V of the last. Named barriers 1 and up
 // are the consumers' decisions.
@@ -53,6 +54,9 @@ constexpr int consumers(int head_size) { return head_size == 64 ? 3 : 2; }
 constexpr int threads(int head_size) { return 128 * (1 + consumers(head_size)); }
 constexpr float kSlack = 8.f;       // P is at most 2^8
 constexpr float kNoShift = -1e30f;  // of a row that has seen nothing
+constexpr float kAbove = 1e-3f;     // a bar over this one stays over 0, however a log-sum-exp is rounded
+
+template <bool B> struct Constant { static constexpr bool value = B; };
 
 // The one kernel argument. Mirrored by bsfa/launch_sm90.py.
 struct Arguments {
@@ -80,7 +84,8 @@ template <int D> struct Layout {
   static constexpr int v_full = k_empty + 8 * kStages;
   static constexpr int v_empty = v_full + 8 * consumers * kSlots;
   static constexpr int v_asked = v_empty + 8 * consumers * kSlots;
-  static constexpr int cta = v_asked + 8 * consumers;
+  static constexpr int v_landed = v_asked + 8 * consumers;
+  static constexpr int cta = v_landed + 8 * consumers;
   static constexpr int bytes = cta + 64 * (consumers + 1);
   static_assert(bytes - words <= 1024);  // what bsfa/launch_sm90.py takes them for
   static constexpr int registers = consumers == 3 ? 160 : 240;  // a consumer's thread
@@ -181,14 +186,28 @@ __device__ __forceinline__ void fetch(const Arguments& arguments, const Cta<cons
   const Work& work = cta.work[c];
   const bool first_lane = threadIdx.x % kWarp == 0;
   Place<kSlots> slot;
+  // Rows from here on are another packed sequence's, with whatever is in them.
+  const int end = a.cu_k ? work.k_length : 0x7fffffff;
+  const int k_start = work.k_start, kv_head = work.kv_head, batch = a.cu_q ? 0 : work.batch;
+  u32 landed_parity = 0;
   auto bring = [&](u32 word) {
-    const u32 at = c * kSlots + slot.at, full = base + L::v_full + 8 * at;
+    const u32 at = c * kSlots + slot.at, to = base + L::v + at * L::k_bytes, full = base + L::v_full + 8 * at;
+    const int first = int(word & Visit::block) * kBlockK, rows = end - first;
+    const u32 landed = rows < kBlockK ? base + L::v_landed + 8 * c : full;
     if (first_lane) {
-      mbarrier_expect(full, L::k_bytes);
-      copy_tile(base + L::v + at * L::k_bytes, &arguments.v, full, 0, work.k_start + int(word & Visit::block) * kBlockK, 0,
-                work.kv_head, a.cu_q ? 0 : work.batch);
+      mbarrier_expect(landed, L::k_bytes);
+      copy_tile(to, &arguments.v, landed, 0, k_start + first, 0, kv_head, batch);
     }
     __syncwarp();
+    if (rows < kBlockK) {
+      mbarrier_wait(landed, landed_parity);
+      landed_parity ^= 1;
+      for (int i = rows * 8 + int(threadIdx.x % kWarp); i < kBlockK * 8; i += kWarp)
+        for (int panel = 0; panel < L::panels; panel++) store_shared(to + panel * L::k_panel + 16 * i, {0, 0, 0, 0});
+      async_proxy_fence();
+      __syncwarp();
+      mbarrier_arrive_if(first_lane, full);
+    }
     slot.advance();
   };
   if constexpr (M == Mode::all) {
@@ -210,7 +229,7 @@ __device__ __forceinline__ void fetch(const Arguments& arguments, const Cta<cons
   }
 }
 
-// A consumer, number `c`. kPositive: a score below 0 decides nothing, for the gate keeps every block or has a bar above 0.
+// A consumer, number `c`. kPositive: no score below 0 decides anything, for the gate keeps every block or has one bar above 0.
 template <class T, int D, Mode M, bool kPositive>
 __device__ __forceinline__ void consume(const Arguments& arguments, const Cta<consumers(D)>& cta, u32 base, int c, float threshold) {
   using L = Layout<D>;
@@ -244,6 +263,8 @@ __device__ __forceinline__ void consume(const Arguments& arguments, const Cta<co
     cut[r] = -infinity();
   }
   u32 kept = 0;
+  bool positive = kPositive;  // no score below 0 decides anything from here on: the bars of all rows are above 0
+  bool low = false;           // some row's shift is so low that a score below 0 may outgrow it
 
   // ---- the pieces of a block -------------------------------------------------------------------------------------
 
@@ -261,23 +282,31 @@ __device__ __forceinline__ void consume(const Arguments& arguments, const Cta<co
 #pragma unroll
     for (int r = 0; r < 2; r++) {
       const float* x = s[m] + 2 * r;
-      float most;
-      if constexpr (kPositive) {
-        most = max3_signed(x[0], x[1], x[4]);
+      float most = max_nan(x[0], x[1]);
 #pragma unroll
-        for (int i = 1; i < 7; i++) most = max3_signed(most, x[4 * i + 1], x[4 * i + 4]);
-        most = max3_signed(most, most, x[29]);
-      } else {
-        most = max_nan(x[0], x[1]);
-#pragma unroll
-        for (int i = 1; i < 8; i++) most = max_nan(most, max_nan(x[4 * i], x[4 * i + 1]));
-      }
+      for (int i = 1; i < 8; i++) most = max_nan(most, max_nan(x[4 * i], x[4 * i + 1]));
       largest[2 * m + r] = most;
+    }
+  };
+  // The same by half the instructions, but 0 where all are below.
+  auto maxima_above = [&](int m, float(&largest)[kRows]) {
+#pragma unroll
+    for (int r = 0; r < 2; r++) {
+      const float* x = s[m] + 2 * r;
+      float three[5];
+#pragma unroll
+      for (int i = 0; i < 5; i++) {
+        auto at = [&](int n) { return x[n / 2 * 4 + n % 2]; };
+        three[i] = max3_signed(at(3 * i), at(3 * i + 1), at(3 * i + 2));
+      }
+      largest[2 * m + r] =
+          max3_signed(max3_signed(three[0], three[1], three[2]), max3_signed(three[3], three[4], x[29]), 0.f);
     }
   };
 
   // Hides what the rows do not see of a block; a row that sees none of it must not vote.
-  auto mask = [&](int block, float(&bar)[kRows]) {
+  auto mask = [&](int block) {
+    u32 blind = 0;
     const int first = first_row(), column = int(thread_index() % 4 * 2);
 #pragma unroll
     for (int r = 0; r < kRows; r++) {
@@ -285,16 +314,18 @@ __device__ __forceinline__ void consume(const Arguments& arguments, const Cta<co
       int last = at < work.q_length ? work.k_length - 1 : -1;
       if (a.causal) last = min(last, work.offset + at);
       last -= block * kBlockK;
-      if (last < 0) bar[r] = infinity();
+      blind |= u32(last < 0) << r;
       last -= column;
 #pragma unroll
       for (int i = 0; i < 16; i++)
         if (i / 2 * 8 + i % 2 > last) s[r / 2][i / 2 * 4 + r % 2 * 2 + i % 2] = -infinity();
     }
+    return blind;
   };
 
   // Rows of this warp whose scores have outgrown their shift get a new one; O and the sums follow.
   auto reshift = [&] {
+    bool any_low = false;
 #pragma unroll
     for (int r = 0; r < kRows; r++) {
       float x = -infinity();
@@ -304,9 +335,20 @@ __device__ __forceinline__ void consume(const Arguments& arguments, const Cta<co
       float now = x > shift[r] + kSlack ? ceilf(x) : shift[r];
       float correction = exp2_approx(shift[r] - now);
       shift[r] = now;
+      any_low |= now < -kSlack;
       row_sum[r] *= correction;
 #pragma unroll
       for (int i = 0; i < kOut / 2; i++) o[r / 2][i / 2 * 4 + r % 2 * 2 + i % 2] *= correction;
+    }
+    low = __any_sync(~0u, any_low);
+  };
+
+  // The rows' cuts follow their sums.
+  auto recut = [&] {
+    if constexpr (M == Mode::gate_lse) {
+      if (!relative_gate) return;
+#pragma unroll
+      for (int r = 0; r < kRows; r++) cut[r] = (shift[r] + log2_approx(quad_sum(row_sum[r]))) / scale_log2 + relative;
     }
   };
 
@@ -384,136 +426,168 @@ __device__ __forceinline__ void consume(const Arguments& arguments, const Cta<co
   // Tells the fetcher of a kept block; 0: no more are kept.
   auto ask = [&](u32 block) {
     const bool teller = threadIdx.x % 128 == 0;
-    store_shared_if(teller, base + L::asked + 4 * c, block);
-    mbarrier_arrive_if(teller, base + L::v_asked + 8 * c);
+    const u32 mine = M == Mode::gate_lse ? thread_index() / 128 - 1 : c;  // there is no register for it
+    store_shared_if(teller, base + L::asked + 4 * mine, block);
+    mbarrier_arrive_if(teller, base + L::v_asked + 8 * mine);
   };
   read_ahead(0);
   next = __shfl_sync(~0u, ahead, 0);
   proceed();
-  while (i < stages) {
-    if (!(visit & Visit::valid)) {
-      read_ahead(i + 1);
-      look_ahead();
-      mbarrier_arrive_if(lane == 0, empty);
-      i++;
-      proceed();
-      continue;
-    }
-    float largest[kRows];
-    {
-      const u32 k = k_first + stage.at * (L::k_bytes >> 4), q = stays_in_the_loop(q_first);
-      wgmma_fence();
-      start_scores(0, q, k);
-      start_scores(1, q, k);
-      wgmma_wait<1>();
-      hold(base, __float_as_uint(s[0][0]));  // the word is not asked for, and so not waited for, before
-      read_ahead(i + 1);
-      maxima(0, largest);
-      look_ahead();
-      hold(base, __float_as_uint(largest[0]) | __float_as_uint(largest[1]) | next);  // under the second tile's products
-      wgmma_wait<0>();
-    }
-    for (;;) {  // as long as blocks are kept, for then the next one's scores are there
-      mbarrier_arrive_if(lane == 0, empty);
-      maxima(1, largest);
-      float bar[kRows];
-#pragma unroll
-      for (int r = 0; r < kRows; r++) bar[r] = fmaxf(threshold, cut[r]);
-      if (visit & Visit::masked) {
-        mask(visit & Visit::block, bar);
-        maxima(0, largest);
-        maxima(1, largest);
-      }
-
-      bool keep = M != Mode::maxima;
-      if constexpr (kGated) {
-        bool wants = visit & Visit::forced;
-#pragma unroll
-        for (int r = 0; r < kRows; r++) wants |= !(largest[r] < bar[r]);
-        keep = __any_sync(~0u, barrier_or(1 + c, wants));  // and so the compiler knows that it is uniform
-      }
-      if constexpr (M == Mode::maxima) {
-        post_maxima(largest, i & 1);
-        barrier_or(1 + c, false);
-        write_maxima(visit & Visit::block, i & 1);
-      }
-      i++;
-      if (!keep) {
-        proceed();
-        break;
-      }
-      if constexpr (kGated) ask(visit);
-
-      bool outgrows = false;
-#pragma unroll
-      for (int r = 0; r < kRows; r++)  // under a shift below -kSlack, scores below 0 might, which `largest` does not know then
-        outgrows |= fmaf(largest[r], scale_log2, -kSlack) > shift[r] || (kPositive && shift[r] < -kSlack);
-      if (__any_sync(~0u, outgrows)) reshift();
-      if (M == Mode::gate_max && relative_gate) {
-#pragma unroll
-        for (int r = 0; r < kRows; r++) {
-          float most = quad_max(largest[r]);
-          if (most != -infinity()) cut[r] = max_nan(cut[r], most + relative);  // a row that sees nothing of it says nothing
-        }
-      }
-      // Each branch below waits for its own products, else ptxas serialises them.
-      const u32 v = tile(base + L::v + (c * kSlots + slot.at) * L::k_bytes, L::k_panel);
-      auto finish = [&] {
-        if (M == Mode::gate_lse && relative_gate) {
-#pragma unroll
-          for (int r = 0; r < kRows; r++) cut[r] = (shift[r] + log2_approx(quad_sum(row_sum[r]))) / scale_log2 + relative;
-        }
-        if constexpr (!kGated) mbarrier_arrive_if(lane == 0, base + L::v_empty + 8 * (c * kSlots + slot.at));
-        slot.advance();
-        kept++;
-      };
-      u32 p[kTiles][16];
-      exponentials(0, p[0]);
-      if constexpr (kEarly) hold(base, __float_as_uint(row_sum[0]) | __float_as_uint(row_sum[1]));
-      proceed();
+  // Visits blocks to the end, or until no score below 0 decides anything any more, to be told `above` then.
+  auto visit_blocks = [&](auto above) {
+    constexpr bool kOnlyAbove = decltype(above)::value;
+    auto needed_maxima = [&](int m, float(&largest)[kRows]) {
+      if constexpr (kOnlyAbove) maxima_above(m, largest);
+      else maxima(m, largest);
+    };
+    while (i < stages && (kOnlyAbove || !positive)) {
       if (!(visit & Visit::valid)) {
+        read_ahead(i + 1);
+        look_ahead();
+        mbarrier_arrive_if(lane == 0, empty);
+        i++;
+        proceed();
+        continue;
+      }
+      float largest[kRows];
+      {
+        const u32 k = k_first + stage.at * (L::k_bytes >> 4), q = stays_in_the_loop(q_first);
+        wgmma_fence();
+        start_scores(0, q, k);
+        start_scores(1, q, k);
+        wgmma_wait<1>();
+        hold(base, __float_as_uint(s[0][0]));  // the word is not asked for, and so not waited for, before
+        read_ahead(i + 1);
+        needed_maxima(0, largest);
+        look_ahead();
+        hold(base, __float_as_uint(largest[0]) | __float_as_uint(largest[1]) | next);  // under the second tile's products
+        wgmma_wait<0>();
+      }
+      for (;;) {  // as long as blocks are kept, for then the next one's scores are there
+        mbarrier_arrive_if(lane == 0, empty);
+        needed_maxima(1, largest);
+        float bar[kRows];
+        auto set_bars = [&](u32 blind) {
+#pragma unroll
+          for (int r = 0; r < kRows; r++) bar[r] = !kOnlyAbove && blind >> r & 1 ? infinity() : fmaxf(threshold, cut[r]);
+        };
+        set_bars(0);
+        if (visit & Visit::masked) {
+          u32 blind = mask(visit & Visit::block);
+          needed_maxima(0, largest);
+          needed_maxima(1, largest);
+          set_bars(blind);
+        }
+
+        bool keep = M != Mode::maxima;
+        if constexpr (kGated) {
+          bool wants = visit & Visit::forced;
+          if constexpr (kPositive) {
+            wants |= !(max3_signed(max3_signed(largest[0], largest[1], largest[2]), largest[3], largest[3]) < threshold);
+          } else if constexpr (kOnlyAbove) {
+            float over[kRows];
+#pragma unroll
+            for (int r = 0; r < kRows; r++) over[r] = largest[r] - bar[r];
+            wants |= __float_as_int(max3_signed(max3_signed(over[0], over[1], over[2]), over[3], over[3])) >= 0;
+          } else {
+#pragma unroll
+            for (int r = 0; r < kRows; r++) wants |= !(largest[r] < bar[r]);
+          }
+          keep = __any_sync(~0u, barrier_or(1 + c, wants));  // and so the compiler knows that it is uniform
+        }
+        if constexpr (M == Mode::maxima) {
+          post_maxima(largest, i & 1);
+          barrier_or(1 + c, false);
+          write_maxima(visit & Visit::block, i & 1);
+        }
+        i++;
+        if (!keep) {
+          proceed();
+          break;
+        }
+        if constexpr (kGated) ask(visit);
+
+        if (kOnlyAbove && low) {
+          maxima(0, largest);
+          maxima(1, largest);
+        }
+        bool outgrows = false;
+#pragma unroll
+        for (int r = 0; r < kRows; r++) outgrows |= fmaf(largest[r], scale_log2, -kSlack) > shift[r];
+        if (__any_sync(~0u, outgrows)) reshift();
+        if (M == Mode::gate_max && relative_gate) {
+#pragma unroll
+          for (int r = 0; r < kRows; r++) {
+            float most = quad_max(largest[r]);
+            if (most != -infinity()) cut[r] = max_nan(cut[r], most + relative);  // a row that sees nothing of it says nothing
+          }
+        }
+        // Each branch below waits for its own products, else ptxas serialises them.
+        const u32 v = tile(base + L::v + (c * kSlots + slot.at) * L::k_bytes, L::k_panel);
+        auto finish = [&] {
+          if constexpr (!kGated) mbarrier_arrive_if(lane == 0, base + L::v_empty + 8 * (c * kSlots + slot.at));
+          slot.advance();
+          kept++;
+          if (!kOnlyAbove && relative_gate && relative <= 0.f) {
+            float least = infinity();
+#pragma unroll
+            for (int r = 0; r < kRows; r++) least = fminf(least, fmaxf(threshold, cut[r]));
+            positive = !__any_sync(~0u, barrier_or(1 + c, !(least > kAbove)));
+          }
+        };
+        u32 p[kTiles][16];
+        exponentials(0, p[0]);
+        if constexpr (kEarly) hold(base, __float_as_uint(row_sum[0]) | __float_as_uint(row_sum[1]));
+        proceed();
+        if (!(visit & Visit::valid) || (!kOnlyAbove && positive)) {
+          exponentials(1, p[1]);
+          mbarrier_wait(v_full(), slot.parity);
+          wgmma_fence();
+          start_values(0, p[0], v);
+          start_values(1, p[1], v);
+          wgmma_wait<0>();
+          recut();
+          finish();
+          break;
+        }
+        const u32 k = k_first + stage.at * (L::k_bytes >> 4), q = stays_in_the_loop(q_first);
+        if constexpr (kEarly) {
+          wgmma_fence();
+          start_scores(0, q, k);
+        }
+        read_ahead(i + 1);
         exponentials(1, p[1]);
         mbarrier_wait(v_full(), slot.parity);
         wgmma_fence();
-        start_values(0, p[0], v);
-        start_values(1, p[1], v);
+        if constexpr (kEarly) {
+          start_values(1, p[1], v);
+          start_values(0, p[0], v);
+          recut();
+          wgmma_wait<1>();  // P of the second tile was where its next scores go
+          wgmma_fence();
+          start_scores(1, q, k);
+        } else {
+          start_values(0, p[0], v);
+          start_values(1, p[1], v);
+          recut();
+          wgmma_wait<1>();  // P of either tile was where its next scores go
+          wgmma_fence();
+          start_scores(0, q, k);
+          wgmma_wait<1>();
+          wgmma_fence();
+          start_scores(1, q, k);
+          wgmma_wait<1>();
+        }
+        needed_maxima(0, largest);
+        look_ahead();
+        hold(base, __float_as_uint(largest[0]) | __float_as_uint(largest[1]) | next);
         wgmma_wait<0>();
         finish();
-        break;
       }
-      const u32 k = k_first + stage.at * (L::k_bytes >> 4), q = stays_in_the_loop(q_first);
-      if constexpr (kEarly) {
-        wgmma_fence();
-        start_scores(0, q, k);
-      }
-      read_ahead(i + 1);
-      exponentials(1, p[1]);
-      mbarrier_wait(v_full(), slot.parity);
-      wgmma_fence();
-      if constexpr (kEarly) {
-        start_values(1, p[1], v);
-        start_values(0, p[0], v);
-        wgmma_wait<1>();  // P of the second tile was where its next scores go
-        wgmma_fence();
-        start_scores(1, q, k);
-      } else {
-        start_values(0, p[0], v);
-        start_values(1, p[1], v);
-        wgmma_wait<1>();  // P of either tile was where its next scores go
-        wgmma_fence();
-        start_scores(0, q, k);
-        wgmma_wait<1>();
-        wgmma_fence();
-        start_scores(1, q, k);
-        wgmma_wait<1>();
-      }
-      maxima(0, largest);
-      look_ahead();
-      hold(base, __float_as_uint(largest[0]) | __float_as_uint(largest[1]) | next);
-      wgmma_wait<0>();
-      finish();
     }
-  }
+  };
+  if constexpr (!kPositive) visit_blocks(Constant<false>{});
+  if constexpr (M != Mode::maxima) visit_blocks(Constant<true>{});
 
   // ---- the end ---------------------------------------------------------------------------------------------------
   if (kGated) ask(0);
@@ -560,6 +634,7 @@ __global__ void __launch_bounds__(threads(D), 1) attention(const __grid_constant
     for (int i = 0; i < L::consumers; i++) {
       mbarrier_init(base + L::q_full + 8 * i, 1);
       mbarrier_init(base + L::v_asked + 8 * i, 1);
+      mbarrier_init(base + L::v_landed + 8 * i, 1);
     }
     for (int i = 0; i < kStages; i++) {
       mbarrier_init(base + L::k_full + 8 * i, 1);
@@ -584,9 +659,9 @@ __global__ void __launch_bounds__(threads(D), 1) attention(const __grid_constant
     const int c = __shfl_sync(~0u, threadIdx.x / 128, 0) - 1;
     const float threshold = cta.work[c].visits ? cta.work[c].look_up(a.threshold, a.scale) : -infinity();
     if (M == Mode::all || (M == Mode::gate_max && !a.relative.data && (threshold > 0.f || threshold == -infinity())))
-      consume<T, D, M, M != Mode::maxima && M != Mode::gate_lse>(arguments, cta, base, c, threshold);
+      consume<T, D, M, M == Mode::all || M == Mode::gate_max>(arguments, cta, base, c, threshold);
     else
-      consume<T, D, M, false>(arguments, cta, base, c, threshold);
+      consume<T, D, M, M == Mode::all>(arguments, cta, base, c, threshold);
   }
 }
 

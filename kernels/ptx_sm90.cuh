@@ -62,6 +62,9 @@ __device__ __forceinline__ void mbarrier_wait(u32 bar, u32 parity, u32 passes = 
       "@done bra.uni ready;\nbra.uni retry;\nready:\n}" ::"r"(bar), "r"(parity), "r"(passes) : "memory");
 }
 
+// What this thread has written to shared memory is there for copies and wgmma.
+__device__ __forceinline__ void async_proxy_fence() { asm volatile("fence.proxy.async.shared::cta;" ::: "memory"); }
+
 // ---- named barriers: a warpgroup's threads meet ------------------------------------------------------------------
 // True where any of the 128 brings true.
 __device__ __forceinline__ bool barrier_or(int name, bool vote) {

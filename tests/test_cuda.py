@@ -258,14 +258,15 @@ class TestBehaviour:
             assert torch.equal(kept[i], want_kept[0])
             start += n_q
 
-    def test_a_neighbours_bad_values_stay_with_the_neighbour(self, kernel):
-        if kernel == "sm90a":
-            pytest.skip("its bulk copies end with a block, not with a sequence")
-        q, k, v = (x[0] for x in draw((1, 200, 200, 4, 2, 128)))
+    @pytest.mark.parametrize("size", [64, 128])
+    @pytest.mark.parametrize("gated", [False, True])
+    def test_a_neighbours_bad_values_stay_with_the_neighbour(self, kernel, gated, size):
+        q, k, v = (x[0] for x in draw((1, 200, 200, 4, 2, size)))
         clean = torch.tensor([0, 100, 200], dtype=torch.int32, device="cuda")
+        gate = absolute(BlockGrid(100, 100, causal=False), 4, 1.0) if gated else None
 
         def first_sequence():
-            options = {"softmax_scale": self.scale, "causal": False, "kernel": kernel}
+            options = {"softmax_scale": self.scale, "causal": False, "kernel": kernel, "gate": gate}
             return cuda.attend_varlen(q, k, v, clean, clean, 100, 100, **options)[0][:100]
 
         want = first_sequence()
