@@ -528,7 +528,8 @@ __device__ __forceinline__ void consume(const Arguments& arguments, const Cta<co
           if constexpr (!kGated) mbarrier_arrive_if(lane == 0, base + L::v_empty + 8 * (c * kSlots + slot.at));
           slot.advance();
           kept++;
-          if (!kOnlyAbove && relative_gate && relative <= 0.f) {
+          // A cut that turns NaN leaves the threshold alone, which must not be a bar below 0 then.
+          if (!kOnlyAbove && relative_gate && relative <= 0.f && (threshold > 0.f || threshold == -infinity())) {
             float least = infinity();
 #pragma unroll
             for (int r = 0; r < kRows; r++) least = fminf(least, fmaxf(threshold, cut[r]));
