@@ -84,10 +84,11 @@ def test_a_process_that_runs_out_of_memory_ends_all_with_one_message_and_leaves_
 @pytest.mark.skipif(torch.cuda.device_count() < 2, reason="fewer than two CUDA GPUs")
 def test_two_gpus_decide_and_answer_as_one_does(tmp_path):
     torch.manual_seed(0)
-    model = LlamaForCausalLM(tiny_config(hidden_size=256, head_dim=64)).to(torch.bfloat16).eval()
-    model.save_pretrained(tmp_path / "model")
-    tiny_tokenizer().save_pretrained(tmp_path / "model")
-    whole, halves = both(model.to("cuda"), tmp_path / "model", tmp_path, devices="0,1")
+    folder = tmp_path / "model"
+    LlamaForCausalLM(tiny_config(hidden_size=256, head_dim=64)).to(torch.bfloat16).save_pretrained(folder)
+    tiny_tokenizer().save_pretrained(folder)
+    model = AutoModelForCausalLM.from_pretrained(folder, dtype=torch.bfloat16)  # rotary frequencies stay in fp32
+    whole, halves = both(model.eval().to("cuda"), folder, tmp_path, devices="0,1")
     for name, one in whole.items():
         parts = [half["methods"][name] for half in halves]
         first = parts[0]["kept"][0] + parts[1]["kept"][0]  # later layers see sums rounded in another order
