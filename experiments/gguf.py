@@ -11,6 +11,7 @@ from collections.abc import Iterator
 from contextlib import contextmanager
 from functools import cache
 from pathlib import Path
+from typing import Any
 
 import gguf
 import torch
@@ -58,7 +59,7 @@ def _convert(file: Path, folder: Path) -> None:
     try:
         with _asked_once():
             AutoTokenizer.from_pretrained(source, **options).save_pretrained(partial)
-            model = AutoModelForCausalLM.from_pretrained(source, dtype=torch.float32, **options)
+            model: Any = AutoModelForCausalLM.from_pretrained(source, dtype=torch.float32, **options)
         model.hf_quantizer.remove_quantization_config(model)  # as read, it counts as quantized and is not saved
         model.save_pretrained(partial)
         partial.rename(folder)
