@@ -7,14 +7,18 @@ from __future__ import annotations
 import hashlib
 import logging
 import shutil
-from copy import deepcopy
+from collections.abc import Iterator
+from contextlib import contextmanager
+from functools import cache
 from pathlib import Path
+from typing import Any
 
+import gguf
 import torch
 import transformers
 from filelock import FileLock
 from huggingface_hub import cached_assets_path
-from transformers import AutoConfig, AutoModelForCausalLM, AutoTokenizer
+from transformers import AutoModelForCausalLM, AutoTokenizer
 
 log = logging.getLogger(__name__)
 
@@ -53,13 +57,26 @@ def _convert(file: Path, folder: Path) -> None:
     partial = folder.with_name(f"{folder.name}.partial")
     shutil.rmtree(partial, ignore_errors=True)  # of a process that was killed
     try:
-        AutoTokenizer.from_pretrained(source, **options).save_pretrained(partial)
-        config = AutoConfig.from_pretrained(source, **options)
-        read = AutoModelForCausalLM.from_pretrained(source, config=deepcopy(config), dtype=torch.float32, **options)
-        model = AutoModelForCausalLM.from_config(config, dtype=torch.float32)  # as read, it counts as quantized
-        model.load_state_dict(read.state_dict())
-        model.generation_config = read.generation_config
+        with _asked_once():
+            AutoTokenizer.from_pretrained(source, **options).save_pretrained(partial)
+            model: Any = AutoModelForCausalLM.from_pretrained(source, dtype=torch.float32, **options)
+        model.hf_quantizer.remove_quantization_config(model)  # as read, it counts as quantized and is not saved
         model.save_pretrained(partial)
         partial.rename(folder)
     finally:
         shutil.rmtree(partial, ignore_errors=True)
+
+
+@contextmanager
+def _asked_once() -> Iterator[None]:
+    """What gguf takes seconds for is kept for the next who asks: transformers parses a file three times, and makes the
+    map of tensors' names for every module of a model.
+    """
+    kept = {name: getattr(gguf, name) for name in ("GGUFReader", "get_tensor_name_map")}
+    for name, function in kept.items():
+        setattr(gguf, name, cache(function))
+    try:
+        yield
+    finally:
+        for name, function in kept.items():
+            setattr(gguf, name, function)

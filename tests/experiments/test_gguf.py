@@ -9,7 +9,7 @@ import huggingface_hub
 import numpy as np
 import pytest
 import torch
-from gguf import GGUFWriter, LlamaFileType, TokenType
+from gguf import GGUFReader, GGUFWriter, LlamaFileType, TokenType
 from transformers import AutoModelForCausalLM, AutoTokenizer
 
 from bsfa.model import fingerprint
@@ -76,6 +76,22 @@ def test_the_copy_is_the_same_model_with_the_same_tokenizer(file):
     assert all(torch.equal(read[name], again[name]) for name in read)
     said, same = AutoTokenizer.from_pretrained(file.parent, **options), AutoTokenizer.from_pretrained(copy)
     assert said("abcdab</s>")["input_ids"] == same("abcdab</s>")["input_ids"] != []
+
+
+@pytest.mark.usefixtures("cache")
+def test_a_file_is_parsed_once_and_gguf_is_left_as_it_was(file, monkeypatch):
+    parsed = []
+
+    class Reader(GGUFReader):
+        def __init__(self, path, *rest) -> None:
+            parsed.append(path)
+            super().__init__(path, *rest)
+
+    monkeypatch.setattr("gguf.GGUFReader", Reader)
+    gguf.converted(file)
+    assert parsed == [str(file)]
+    AutoTokenizer.from_pretrained(file.parent, gguf_file=file.name)
+    assert len(parsed) == 2
 
 
 def test_it_is_made_once_whatever_a_killed_process_left(file, cache, monkeypatch):

@@ -53,10 +53,18 @@ def test_a_dry_run_says_of_every_run_whether_it_is_complete_and_changes_nothing(
     assert snapshot(finished_copy) == before
     assert rows(ended.out) == [
         ["niah", "dense", "", "", "800, 900", "8", "3 of 8 done"],
-        ["niah", "sdpa", "", "", "800, 900", "8", "complete"],
         ["niah", "streaming_llm", "local_blocks=4", "", "800, 900", "8", "complete"],
         *(["niah", "bsfa", f"k={k}", "prose, 2 texts of 900 tokens", "800, 900", "8", "complete"] for k in (1, 2)),
     ]
+
+
+@pytest.mark.usefixtures("no_model")
+@pytest.mark.parametrize(("asked", "more"), [((), []), (("method=compare",), ["sdpa"])])
+def test_a_cpu_has_time_for_dense_attention_a_rival_and_bsfa_at_two_strengths(command, tmp_path, asked, more):
+    ended = command(REPRODUCE, "profile=quick", "dry=true", *asked, f"results={tmp_path}", QUIET)
+    assert ended.status == 0, ended.err
+    assert [row[1] for row in rows(ended.out)] == ["dense", "streaming_llm", "bsfa", "bsfa", *more]
+    assert {(row[4], row[5]) for row in rows(ended.out)} == {("1024, 2048", "16")}
 
 
 @pytest.fixture
@@ -78,7 +86,7 @@ def test_a_second_call_finds_everything_done_draws_nothing_and_ends_with_the_rep
     ended = again()
     assert ended.status == 0, ended.err
     assert written(finished_copy) == before
-    assert "5 runs, 0 of them to do" in ended.out
+    assert "4 runs, 0 of them to do" in ended.out
     assert main_table(finished_copy) in ended.out
     assert ended.out.rstrip().endswith(f"page: {finished_copy / 'report.html'}")
 

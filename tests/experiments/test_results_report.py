@@ -8,6 +8,7 @@ from pathlib import Path
 import pandas as pd
 import pytest
 
+from experiments import readable
 from experiments.models import ModelSource
 from experiments.records import Store, read_samples
 from experiments.results import sections, table
@@ -128,6 +129,17 @@ def test_times_are_compared_within_one_process_alone(tmp_path):
     found = rows(tmp_path)["speedup_over_dense"]
     assert found["bsfa", "k=2"] == 3.0
     assert math.isnan(found["bsfa", "k=4"])
+
+
+def test_a_ratio_to_a_method_that_did_not_run_is_no_column(tmp_path):
+    write(tmp_path, [1, 1], ttft=3.0)
+    write(tmp_path, [1, 1], "bsfa", "k=2", data="prose", ttft=1.0)
+    shown = readable.table(rows(tmp_path).reset_index())
+    assert [name for name in shown if "/ this" in name] == ["TTFT, dense / this"]
+    assert list(shown["TTFT, dense / this"]) == ["1.00", "3.00"]
+    write(tmp_path, [1, 1], "sdpa", ttft=1.5, process="two")
+    shown = readable.table(rows(tmp_path).reset_index()).set_index("method")
+    assert shown.loc["sdpa", "TTFT, sdpa / this"] == "1.00"
 
 
 def test_a_method_is_shown_in_its_newest_version(tmp_path):
