@@ -17,6 +17,7 @@ from __future__ import annotations
 
 import math
 from collections.abc import Callable
+from copy import copy
 from dataclasses import dataclass
 from typing import Literal, get_args
 
@@ -31,7 +32,7 @@ RELATIVE_TO: tuple[str, ...] = get_args(RelativeTo)
 
 @dataclass(frozen=True, eq=False)
 class Gate:
-    """A block gate. Build it once, outside the loop: building reads its tensors, which waits for a GPU.
+    """A block gate. Build it once, outside the loop: that reads its tensors, and waits for a GPU they are on.
 
     Parameters
     ----------
@@ -76,6 +77,15 @@ class Gate:
         if gate is None or isinstance(gate, Gate):
             return gate
         return cls(threshold=gate)
+
+    def to(self, device: torch.device) -> Gate:
+        """The gate with its tables on a device. Built on the CPU and moved, a gate never waits for a GPU."""
+        moved = copy(self)  # which does not look for NaN again
+        for name in ("threshold", "relative"):
+            value = getattr(self, name)
+            if isinstance(value, torch.Tensor):
+                object.__setattr__(moved, name, value.to(device, torch.float32, non_blocking=True))
+        return moved
 
     def resolve(self, grid: BlockGrid, n_heads: int, device: torch.device) -> ResolvedGate:
         """The gate of one call: its cuts picked by absolute position and broadcast to (Hq, n_q) fp32.

@@ -40,6 +40,13 @@ def test_relative_cuts_are_read_by_absolute_position_as_thresholds_are():
     assert Gate(relative=cuts).resolve(chunk, 1, torch.device("cpu")).relative.tolist() == [[-3.0, -3.0]]
 
 
+def test_a_gate_moves_to_a_device_with_its_tables():
+    gate = Gate(threshold=torch.tensor([0.5, 1.5]), relative=-2.0, order="sink")
+    moved = gate.to(torch.device("meta"))
+    assert (moved.threshold.device.type, moved.threshold.shape, moved.relative) == ("meta", (2,), -2.0)
+    assert (moved.order, gate.threshold.device.type) == ("sink", "cpu")
+
+
 @pytest.mark.parametrize("threshold", [1.5, torch.tensor(1.5), torch.full((4,), 1.5), torch.full((4, 3), 1.5)])
 def test_every_form_of_threshold_broadcasts_to_heads_and_query_blocks(threshold):
     resolved = Gate(threshold=threshold).resolve(BlockGrid(300, 300, causal=True), 4, torch.device("cpu"))

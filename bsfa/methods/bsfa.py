@@ -36,5 +36,5 @@ class Bsfa(Method):
     def bind(self, model: ModelInfo) -> Attend:
         self.thresholds.check(model)
         table = self.thresholds.shard(model.tp_rank, model.tp_size).select(self.k)
-        gates = [Gate(threshold=rows.to(device)) for rows, device in zip(table, model.devices, strict=True)]
+        gates = [Gate(threshold=rows).to(device) for rows, device in zip(table, model.devices, strict=True)]
         return lambda call: call.attend(gate=gates[call.layer])

@@ -19,13 +19,13 @@ LENGTHS = 32  # prompt lengths, in query blocks, whose gates are kept
 def attend_by_distance(cuts: torch.Tensor, edges: Sequence[int], model: ModelInfo) -> Attend:
     """`share_gate` with relative cuts fp32 (n_layers, heads of the whole model, classes).
 
-    The gates of all layers are built at the first call of a length, which waits for a GPU; other calls look them up.
+    The gates of all layers are built at the first call of a length; other calls look them up.
     """
 
     @lru_cache(maxsize=LENGTHS)
     def gates(n: int) -> list[Gate]:
         by_block = cuts[:, model.heads, classes(n, edges)]
-        return [share_gate(table.to(device)) for table, device in zip(by_block, model.devices, strict=True)]
+        return [share_gate(table).to(device) for table, device in zip(by_block, model.devices, strict=True)]
 
     def attend(call: Call) -> Attended:
         return call.attend(gate=gates(n_blocks(call.grid))[call.layer])
