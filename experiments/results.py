@@ -72,7 +72,8 @@ def _section(digest: str, runs: list[tuple[dict[str, Any], list[dict[str, Any]]]
     judged = {length for config, _ in runs for length in config["task"]["lengths"]}
     for config, samples in runs:
         method = config["method"]
-        settings = json.dumps([method["parameters"], method["calibration"]], sort_keys=True)
+        same = {key: value for key, value in method["calibration"].items() if key != "id"}  # in any dtype
+        settings = json.dumps([method["parameters"], same], sort_keys=True)
         frame = pd.DataFrame(samples).assign(
             method=method["name"],
             strength=method["strength"],

@@ -8,9 +8,10 @@ from pathlib import Path
 import pandas as pd
 import pytest
 
-from experiments import report
+from experiments import report, results
 from experiments.frontier import points, skip_at
 from experiments.frontier_needles import beside
+from experiments.records import read_runs
 from experiments.results import sections
 from experiments.streams import Streams
 from tests.experiments.conftest import FIDELITY, FRONTIER, QUIET, run_here
@@ -91,6 +92,16 @@ def test_needles_of_another_model_or_calibration_stand_beside_nothing(compared, 
     assert set(beside(points(section), section, [rounded, needles])["needles_dtype"].dropna()) == {"float32"}
     longer = dataclasses.replace(needles, samples=needles.samples.assign(settings="another"))
     assert beside(points(section), section, [longer])["needles"].isna().all()
+
+
+def test_a_calibration_on_the_same_texts_in_another_dtype_is_the_same_setting(finished, monkeypatch):
+    [needles] = sections(finished, "niah")
+    runs = list(read_runs(finished, "niah"))
+    for config, _ in runs:
+        config["method"]["calibration"]["id"] = "another"
+    monkeypatch.setattr(results, "read_runs", lambda root, experiment: runs)
+    [again] = sections(finished, "niah")
+    assert set(again.samples["settings"]) == set(needles.samples["settings"])
 
 
 @pytest.mark.parametrize(
