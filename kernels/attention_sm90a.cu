@@ -433,7 +433,7 @@ __device__ __forceinline__ void consume(const Arguments& arguments, const Cta<co
   read_ahead(0);
   next = __shfl_sync(~0u, ahead, 0);
   proceed();
-  // Visits blocks to the end, or until no score below 0 decides anything any more, to be told `above` then.
+  // The loop, once by exact maxima, until no score below 0 decides anything any more, then by `maxima_above` to the end.
   auto visit_blocks = [&](auto above) {
     constexpr bool kOnlyAbove = decltype(above)::value;
     auto needed_maxima = [&](int m, float(&largest)[kRows]) {
