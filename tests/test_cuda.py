@@ -181,6 +181,34 @@ class TestAgainstTheDefinition:
 
 
 @pytest.mark.gpu
+@pytest.mark.parametrize("size", [64, 128])
+@pytest.mark.parametrize("to", [None, "threshold", "max", "lse"])
+def test_scores_far_below_zero(kernel, size, to):
+    """Where no score is above 0 maxima, shifts and bars take ways of their own."""
+    q, k, v = draw((1, 700, 900, 4, 2, size))
+    q, k = -2 * q.abs(), k.abs()
+    scale, grid = size**-0.5, BlockGrid(700, 900, causal=True)
+    scores = scale * torch.einsum("bqhd,bkhd->bhqk", q.float(), k.float().repeat_interleave(2, 2))
+    low = torch.full((4, grid.n_q), -math.inf, device="cuda")
+    gate = {
+        None: None,
+        "threshold": ResolvedGate(low.clamp_min(float(scores.mean()) + 4.8), None, "max", "diagonal", True, False),
+        "max": ResolvedGate(low, low.clamp_min(0.7), "max", "sink", True, True),
+        "lse": ResolvedGate(low, low.clamp_min(-2.5), "lse", "sink", True, True),
+    }[to]
+    keep, nearest = decide(scores, grid, gate or absolute(grid, 4, -math.inf))
+    out, lse, kept = cuda.attend(
+        q, k, v, softmax_scale=scale, causal=True, gate=gate, return_lse=True, return_stats=True, kernel=kernel
+    )
+    lists = BlockLists.from_mask(keep)
+    want, want_lse, _ = reference.attention(q, k, v, grid, softmax_scale=scale, blocks=lists)
+    if nearest > 1e-4:
+        assert torch.equal(kept, keep.sum((2, 3)))
+        assert relative_error(out, want) < TOLERANCE[torch.bfloat16]
+        torch.testing.assert_close(lse, want_lse, atol=2e-3, rtol=0)
+
+
+@pytest.mark.gpu
 class TestBehaviour:
     shape = (2, 700, 900, 4, 2, 128)
     scale = 128**-0.5
