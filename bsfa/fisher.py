@@ -101,7 +101,7 @@ def calibrate_cuts(
     device = next(model.parameters()).device
     generator = torch.Generator(device).manual_seed(seed)
     ladder = torch.tensor(shares).log()
-    gates = [share_gate(relative.expand(info.n_heads).to(device)) for relative in ladder]
+    gates = [share_gate(relative.expand(info.n_heads)).to(device) for relative in ladder]
     shape = (len(shares), info.n_layers, info.n_heads, len(edges) + 1)
     kept, cost = torch.zeros(shape, dtype=torch.float64), torch.zeros(shape, dtype=torch.float64)
     bar = tqdm(batches, desc="calibrate cuts", unit="batch", disable=not progress, file=sys.stderr)
