@@ -304,7 +304,7 @@ __device__ __forceinline__ void consume(const Arguments& arguments, const Cta<co
     }
   };
 
-  // Hides what the rows do not see of a block; a row that sees none of it must not vote.
+  // Hides what the rows do not see of a block. Gives the rows that see none of it, a bit each: they must not vote.
   auto mask = [&](int block) {
     u32 blind = 0;
     const int first = first_row(), column = int(thread_index() % 4 * 2);
