@@ -169,6 +169,40 @@ def block_maxima(
         return cuda.block_maxima(q, k, softmax_scale=scale, causal=causal)
 
 
+def attend_and_maxima(
+    q: torch.Tensor,
+    k: torch.Tensor,
+    v: torch.Tensor,
+    *,
+    causal: bool,
+    softmax_scale: float | None = None,
+    window_size: tuple[int, int] = (-1, -1),
+    softcap: float = 0.0,
+    backend: Backend = "auto",
+) -> tuple[torch.Tensor, torch.Tensor]:
+    """Dense attention, and `block_maxima` of the same scores.
+
+    Returns
+    -------
+    out : (B, Sq, Hq, D), dtype of q
+    maxima : fp32 (B, Hq, n_q, n_k)
+
+    Raises
+    ------
+    InputError
+        As in `attend`.
+    """
+    check_qkv(q, k, v)
+    scale = check_scale(q, softmax_scale)
+    grid = BlockGrid(q.shape[1], k.shape[1], causal, window_size)
+    with torch.no_grad():
+        if pick_backend(backend, q.device) == "reference":
+            return blockwise.attention_and_maxima(q, k, v, grid, softmax_scale=scale, softcap=softcap)
+        _check_cuda(q, window_size, softcap)
+        out, _, _ = cuda.attend(q, k, v, softmax_scale=scale, causal=causal)
+        return out, cuda.block_maxima(q, k, softmax_scale=scale, causal=causal)
+
+
 def attend_varlen(
     q: torch.Tensor,
     k: torch.Tensor,

@@ -144,14 +144,52 @@ class BlockGrid:
         -------
         bool tensor (rows, len(blocks) * block_k); keys past ``seqlen_k`` are not visible.
         """
-        rows = self.rows(i)
-        position = torch.arange(self.offset + rows.start, self.offset + rows.stop, device=device)[:, None]
-        key = torch.arange(blocks.start * self.block_k, blocks.stop * self.block_k, device=device)[None, :]
-        mask = (key < self.seqlen_k).expand(len(position), -1)
-        if self._right >= 0:
-            mask = mask & (key <= position + self._right)
-        if self._left >= 0:
-            mask = mask & (key >= position - self._left)
+        return self.tile(i, blocks).sees(device)
+
+    def tile(self, i: int, blocks: range) -> Tile:
+        """Query block ``i`` against a run of key blocks."""
+        rows, first, columns = self.rows(i), blocks.start * self.block_k, len(blocks) * self.block_k
+        return Tile(
+            rows.stop - rows.start,
+            columns,
+            self.offset + rows.start - first,
+            min(columns, self.seqlen_k - first),
+            self._left,
+            self._right,
+        )
+
+
+@dataclass(frozen=True)
+class Tile:
+    """Rows against columns, by where they stand to each other alone: equal tiles see the same entries.
+
+    Parameters
+    ----------
+    rows, columns : int
+    ahead : int
+        The first row's position less the first column's.
+    keys : int
+        Columns that are keys at all; those after them are past the sequence's end.
+    left, right : int
+        The sliding window, -1 for unbounded.
+    """
+
+    rows: int
+    columns: int
+    ahead: int
+    keys: int
+    left: int
+    right: int
+
+    def sees(self, device: torch.device | str) -> torch.Tensor:
+        """Which entries are visible: bool (rows, columns)."""
+        position = torch.arange(self.ahead, self.ahead + self.rows, device=device)[:, None]
+        key = torch.arange(self.columns, device=device)[None, :]
+        mask = (key < self.keys).expand(self.rows, -1)
+        if self.right >= 0:
+            mask = mask & (key <= position + self.right)
+        if self.left >= 0:
+            mask = mask & (key >= position - self.left)
         return mask
 
 

@@ -8,13 +8,14 @@ never with the product of the two, and K and V are not expanded over a group.
 from __future__ import annotations
 
 import itertools
-from collections.abc import Iterator
+from collections.abc import Callable, Iterator
 from dataclasses import dataclass
+from functools import lru_cache
 
 import torch
 from torch.nn.functional import pad
 
-from bsfa.blocks import BlockGrid, BlockLists
+from bsfa.blocks import BlockGrid, BlockLists, Tile
 from bsfa.gates import ResolvedGate
 
 
@@ -43,13 +44,17 @@ class _Group:
     queries: torch.Tensor  # (G, Sq, D)
     keys: torch.Tensor  # (n_k, block_k, D), zeros past Sk
     values: torch.Tensor  # the same
-    scratch: torch.Tensor  # one query block's dot products, reused: fresh pages cost as much as the products
+    # One query block's dot products and its probabilities, reused: fresh pages cost as much as the products.
+    scratch: torch.Tensor
+    probabilities: torch.Tensor
+    hidden: Callable[[Tile], torch.Tensor]  # the entries a tile does not see; the diagonal tiles of a call are alike
 
     @classmethod
     def split(cls, q: torch.Tensor, k: torch.Tensor, v: torch.Tensor, grid: BlockGrid) -> Iterator[_Group]:
         n_kv = k.shape[2]
         size = q.shape[2] // n_kv
-        scratch = q.new_empty(size * grid.block_q * grid.n_k * grid.block_k, dtype=torch.float32)
+        scratch, probabilities = q.new_empty(2, size * grid.block_q * grid.n_k * grid.block_k, dtype=torch.float32)
+        hidden = lru_cache(maxsize=4)(lambda tile: ~tile.sees(q.device))
         for b, h in itertools.product(range(q.shape[0]), range(n_kv)):
             heads = range(h * size, (h + 1) * size)
             queries = q[b, :, heads.start : heads.stop].float().transpose(0, 1)
@@ -59,7 +64,7 @@ class _Group:
                 )
                 for x in (k, v)
             )
-            yield cls(b, heads, queries, keys, values, scratch)
+            yield cls(b, heads, queries, keys, values, scratch, probabilities, hidden)
 
 
 def attention(
@@ -96,7 +101,9 @@ def attention(
                     continue
                 kept[group.batch, head] += len(columns)
                 scores = logits(dots)
-                out[group.batch, rows, head] = _softmax_pv(scores, _take(group.values, columns).flatten(0, 1))
+                out[group.batch, rows, head] = _softmax_pv(
+                    scores, scores.amax(-1), _take(group.values, columns), group.probabilities
+                )
                 if lse is not None:
                     lse[group.batch, head, rows] = scores.logsumexp(-1)
     return out, lse, kept.to(q.device)
@@ -117,6 +124,27 @@ def block_maxima(
     return maxima
 
 
+def attention_and_maxima(
+    q: torch.Tensor, k: torch.Tensor, v: torch.Tensor, grid: BlockGrid, *, softmax_scale: float, softcap: float = 0.0
+) -> tuple[torch.Tensor, torch.Tensor]:
+    """Dense attention (B, Sq, Hq, D) and what `block_maxima` gives, from one product of queries and keys."""
+    logits = Logits(softmax_scale, softcap)
+    out = torch.zeros_like(q)
+    maxima = torch.full((q.shape[0], q.shape[2], grid.n_q, grid.n_k), -torch.inf, device=q.device)
+    for group in _Group.split(q, k, v, grid):
+        heads = slice(group.heads.start, group.heads.stop)
+        for i in range(grid.n_q):
+            visible = grid.visible(i)
+            if visible:
+                scores = logits(_dots(group, grid, i))
+                row_max = scores.unflatten(-1, (len(visible), grid.block_k)).amax(-1)
+                maxima[group.batch, heads, i, visible.start : visible.stop] = row_max.amax(1)
+                values = group.values[visible.start : visible.stop]
+                attended = _softmax_pv(scores.flatten(0, 1), row_max.amax(-1).flatten(), values, group.probabilities)
+                out[group.batch, grid.rows(i), heads] = attended.unflatten(0, (len(group.heads), -1)).transpose(0, 1)
+    return out, maxima
+
+
 def _kept_dots(
     group: _Group,
     grid: BlockGrid,
@@ -134,8 +162,8 @@ def _kept_dots(
             dots = group.queries[g, grid.rows(i)] @ _take(group.keys, columns).flatten(0, 1).T
             for c, j in enumerate(columns):
                 if j not in grid.full(i):
-                    entries = grid.entry_mask(i, range(j, j + 1), dots.device)
-                    dots[:, c * grid.block_k : (c + 1) * grid.block_k].masked_fill_(~entries, -torch.inf)
+                    hidden = group.hidden(grid.tile(i, range(j, j + 1)))
+                    dots[:, c * grid.block_k : (c + 1) * grid.block_k].masked_fill_(hidden, -torch.inf)
             yield head, columns, dots
         return
     dots = _dots(group, grid, i)
@@ -156,7 +184,7 @@ def _dots(group: _Group, grid: BlockGrid, i: int) -> torch.Tensor:
     for run in (range(visible.start, full.start), range(full.stop, visible.stop)):
         if run:
             columns = slice((run.start - visible.start) * grid.block_k, (run.stop - visible.start) * grid.block_k)
-            dots[..., columns].masked_fill_(~grid.entry_mask(i, run, dots.device), -torch.inf)
+            dots[..., columns].masked_fill_(group.hidden(grid.tile(i, run)), -torch.inf)
     return dots
 
 
@@ -220,10 +248,12 @@ def _take(blocks: torch.Tensor, columns: list[int], dim: int = 0) -> torch.Tenso
     return blocks.index_select(dim, torch.tensor(columns, dtype=torch.int64, device=blocks.device))
 
 
-def _softmax_pv(scores: torch.Tensor, values: torch.Tensor) -> torch.Tensor:
-    """Attention of some rows over their kept keys.
+def _softmax_pv(
+    scores: torch.Tensor, row_max: torch.Tensor, values: torch.Tensor, scratch: torch.Tensor
+) -> torch.Tensor:
+    """Attention of some rows (rows, n * block_k), their largest scores at hand, over their kept keys (n, block_k, D).
 
     A row that sees nothing gives 0; a NaN score stays NaN, as in dense attention.
     """
-    blind = scores.amax(-1, keepdim=True) == -torch.inf
-    return (scores.softmax(-1) @ values).masked_fill_(blind, 0.0)
+    probabilities = torch.softmax(scores, -1, out=scratch[: scores.numel()].view_as(scores))
+    return (probabilities @ values.flatten(0, 1)).masked_fill_((row_max == -torch.inf)[:, None], 0.0)

@@ -7,19 +7,22 @@ midway between the k-th and the (k+1)-th largest block maximum off the diagonal 
 from __future__ import annotations
 
 import sys
-from collections.abc import Iterable, Sequence
+import threading
+from collections.abc import Callable, Iterable, Iterator, Sequence
+from concurrent.futures import ThreadPoolExecutor
+from contextlib import contextmanager
 from dataclasses import dataclass, field
 from typing import ClassVar
 
 import torch
+from torch.nn.functional import pad
 from tqdm import tqdm
 from transformers import PreTrainedModel
 
 from bsfa.attention import Attended
-from bsfa.blocks import BLOCK_K, BLOCK_Q
+from bsfa.blocks import BLOCK_K, BLOCK_Q, BlockGrid
 from bsfa.errors import InputError
 from bsfa.methods.base import Attend, Call, Method
-from bsfa.methods.sdpa import sdpa
 from bsfa.model import ModelInfo, describe
 from bsfa.provenance import Provenance
 from bsfa.thresholds import Thresholds
@@ -69,11 +72,15 @@ def calibrate(
     recorder = _Recorder(ks)
     decoder = model.get_decoder()
     device = next(model.parameters()).device
-    bar = tqdm(batches, desc="calibrate", unit="batch", disable=not progress, file=sys.stderr)
-    with torch.inference_mode(), apply(model, recorder):
-        for tokens in bar:
-            decoder(input_ids=tokens.to(device), use_cache=False)
-    return Thresholds(recorder.mean(), ks, block_size, Provenance.of(describe(model), batches, data))
+
+    def read(tokens: torch.Tensor) -> torch.Tensor:
+        return recorder.read(decoder, tokens.to(device))
+
+    with apply(model, recorder), _side_by_side(device, batches) as read_all:
+        found = read_all(read, batches)
+        bar = tqdm(found, "calibrate", len(batches), unit="batch", disable=not progress, file=sys.stderr)
+        values = _mean(list(bar), [len(tokens) for tokens in batches])
+    return Thresholds(values, ks, block_size, Provenance.of(describe(model), batches, data))
 
 
 def check_texts(model: PreTrainedModel, batches: Sequence[torch.Tensor]) -> None:
@@ -108,45 +115,73 @@ def _check(ks: tuple[int, ...], block_size: tuple[int, int]) -> None:
         raise InputError(f"block_size={tuple(block_size)}: only {(BLOCK_Q, BLOCK_K)} is supported")
 
 
+@contextmanager
+def _side_by_side(device: torch.device, batches: Sequence[torch.Tensor]) -> Iterator[Callable]:
+    """A `map` over texts, in their order. A CPU's threads work on two at once, half on each.
+
+    Two threads of one matrix product wait for each other and for the memory between their caches. Texts of several
+    lengths go one by one: some rotary embeddings change with the length.
+    """
+    threads = torch.get_num_threads()
+    if device.type != "cpu" or threads == 1 or len({tokens.shape for tokens in batches}) > 1:
+        yield map
+        return
+    pool = ThreadPoolExecutor(2)
+    torch.set_num_threads(threads // 2)
+    try:
+        yield pool.map
+    finally:
+        pool.shutdown(cancel_futures=True)
+        torch.set_num_threads(threads)
+
+
+def _mean(sums: Sequence[torch.Tensor], texts: Sequence[int]) -> torch.Tensor:
+    """Sums of cuts (n_k, n_layers, Hq, n_q) over some texts each -> the mean over the texts that reach a position."""
+    n_q = max(x.shape[-1] for x in sums)
+    counts = [x.new_full((x.shape[-1],), n) for x, n in zip(sums, texts, strict=True)]
+    total, count = (torch.stack([pad(x, (0, n_q - x.shape[-1])) for x in xs]).sum(0) for xs in (sums, counts))
+    return total / count
+
+
 @dataclass(frozen=True, eq=False)
 class _Recorder(Method):
-    """Dense attention that sums up every layer's cuts on the way."""
+    """Dense attention that keeps every layer's cuts of the batch that a thread reads."""
 
     k_values: tuple[int, ...]
-    sums: dict[int, torch.Tensor] = field(default_factory=dict)  # layer -> (n_k, Hq, n_q) and counts (n_q,)
-    counts: dict[int, torch.Tensor] = field(default_factory=dict)
+    here: threading.local = field(default_factory=threading.local)
 
     name: ClassVar[str] = "calibration"
+
+    def read(self, decoder: torch.nn.Module, tokens: torch.Tensor) -> torch.Tensor:
+        """A batch (B, S) -> fp32 (n_k, n_layers, Hq, n_q), sums over its texts."""
+        self.here.cuts = {}
+        with torch.inference_mode():
+            decoder(input_ids=tokens, use_cache=False)
+        return torch.stack([self.here.cuts[layer] for layer in sorted(self.here.cuts)], dim=1)
 
     def bind(self, model: ModelInfo) -> Attend:
         return self._attend
 
     def _attend(self, call: Call) -> Attended:
-        cuts = layer_cuts(call, self.k_values).sum(1).cpu()  # over the batch's texts
-        n_q = cuts.shape[-1]
-        total = self.sums.get(call.layer, torch.zeros(*cuts.shape[:2], 0))
-        count = self.counts.get(call.layer, torch.zeros(0))
-        if n_q > total.shape[-1]:
-            grow = n_q - total.shape[-1]
-            total, count = (torch.nn.functional.pad(x, (0, grow)) for x in (total, count))
-        total[..., :n_q] += cuts
-        count[:n_q] += len(call.q)
-        self.sums[call.layer], self.counts[call.layer] = total, count
-        return call.attend() if call.softcap else sdpa(call)
-
-    def mean(self) -> torch.Tensor:
-        """fp32 (n_k, n_layers, n_heads, n_q_blocks)."""
-        return torch.stack([self.sums[layer] / self.counts[layer] for layer in sorted(self.sums)], dim=1)
+        outs, tops = [], []
+        for part, out, maxima in call.attend_and_maxima(CHUNK_BLOCKS):
+            outs.append(out)
+            tops.append(top_maxima(part, maxima, max(self.k_values) + 1))
+        self.here.cuts[call.layer] = midway(torch.cat(tops, dim=2), self.k_values).sum(1).cpu()
+        return Attended.dense(torch.cat(outs, dim=1), call.grid)
 
 
-def layer_cuts(call: Call, k_values: Sequence[int]) -> torch.Tensor:
-    """The cuts of one call: fp32 (n_k, B, Hq, n_q), -inf where a query block sees at most k blocks off its band."""
-    width = max(k_values) + 1
-    chunks = []
-    for part, maxima in call.block_maxima(CHUNK_BLOCKS):
-        for i in range(part.n_q):
-            maxima[:, :, i, part.band(i).start :] = -torch.inf
-        top = maxima.topk(min(width, maxima.shape[-1]), dim=-1).values
-        chunks.append(torch.nn.functional.pad(top, (0, width - top.shape[-1]), value=-torch.inf))
-    top = torch.cat(chunks, dim=2)
+def top_maxima(grid: BlockGrid, maxima: torch.Tensor, count: int) -> torch.Tensor:
+    """The largest block maxima off each query block's band: fp32 (B, Hq, n_q, count), -inf where it sees fewer.
+
+    ``maxima`` (B, Hq, n_q, n_k) is overwritten.
+    """
+    for i in range(grid.n_q):
+        maxima[:, :, i, grid.band(i).start :] = -torch.inf
+    top = maxima.topk(min(count, maxima.shape[-1]), dim=-1).values
+    return pad(top, (0, count - top.shape[-1]), value=-torch.inf)
+
+
+def midway(top: torch.Tensor, k_values: Sequence[int]) -> torch.Tensor:
+    """The cuts between the k-th and the (k+1)-th of `top_maxima`: fp32 (n_k, B, Hq, n_q)."""
     return torch.stack([(top[..., k - 1] + top[..., k]) / 2 for k in k_values])

@@ -57,6 +57,17 @@ def test_block_maxima_are_those_of_the_scores(call):
         torch.testing.assert_close(maxima[:, :, i], block.unflatten(-1, (-1, 64)).amax((2, 4)))
 
 
+@settings(max_examples=30)
+@given(calls())
+def test_attention_with_its_maxima_is_both(call):
+    q, k, v, grid = call
+    out, maxima = blockwise.attention_and_maxima(q, k, v, grid, softmax_scale=0.25, softcap=3.0)
+    torch.testing.assert_close(
+        out, reference.attention(q, k, v, grid, softmax_scale=0.25, softcap=3.0)[0], atol=2e-5, rtol=1e-4
+    )
+    assert torch.equal(maxima, blockwise.block_maxima(q, k, grid, softmax_scale=0.25, softcap=3.0))
+
+
 def test_a_threshold_equal_to_a_block_maximum_keeps_the_block():
     q, k = torch.ones(1, 128, 1, 16), torch.zeros(1, 256, 1, 16)
     k[:, 70] = 0.5  # every query's score with it is 0.25 * 8 = 2, exactly

@@ -4,12 +4,12 @@ from __future__ import annotations
 
 from abc import ABC, abstractmethod
 from collections.abc import Callable, Iterator
-from dataclasses import dataclass, fields
-from typing import ClassVar
+from dataclasses import dataclass, fields, replace
+from typing import Any, ClassVar
 
 import torch
 
-from bsfa.attention import Attended, Backend, attend, attend_varlen, block_maxima
+from bsfa.attention import Attended, Backend, attend, attend_and_maxima, attend_varlen, block_maxima
 from bsfa.blocks import BlockGrid, BlockLists
 from bsfa.gates import Gate
 from bsfa.model import ModelInfo
@@ -36,19 +36,7 @@ class Call:
 
     def attend(self, *, gate: Gate | None = None, blocks: BlockLists | None = None) -> Attended:
         """Through the shared kernels: every visible block under a gate, or the listed ones."""
-        return attend(
-            self.q,
-            self.k,
-            self.v,
-            causal=True,
-            softmax_scale=self.softmax_scale,
-            window_size=self.window_size,
-            softcap=self.softcap,
-            gate=gate,
-            blocks=blocks,
-            return_lse=self.return_lse,
-            backend=self.backend,
-        )
+        return attend(self.q, self.k, self.v, gate=gate, blocks=blocks, return_lse=self.return_lse, **self._options)
 
     def block_maxima(self, run: int) -> Iterator[tuple[BlockGrid, torch.Tensor]]:
         """`bsfa.attention.block_maxima` of ``run`` query blocks after ``run``, so that no more stand in memory at once.
@@ -57,20 +45,31 @@ class Call:
         ------
         The blocks of a run with the keys that it sees, and fp32 (B, Hq, blocks of the run, n_k) of them.
         """
+        for part in self._runs(run):
+            yield part.grid, block_maxima(part.q, part.k, **part._options)
+
+    def attend_and_maxima(self, run: int) -> Iterator[tuple[BlockGrid, torch.Tensor, torch.Tensor]]:
+        """`block_maxima` of a run, and its rows' dense attention (B, rows, Hq, D) between the grid and the maxima."""
+        for part in self._runs(run):
+            yield part.grid, *attend_and_maxima(part.q, part.k, part.v, **part._options)
+
+    def _runs(self, run: int) -> Iterator[Call]:
+        """The call in pieces of ``run`` query blocks, each with the keys that it sees."""
         grid = self.grid
         for first in range(0, grid.n_q, run):
             rows = slice(grid.rows(first).start, grid.rows(min(first + run, grid.n_q) - 1).stop)
-            keys = grid.offset + rows.stop
-            maxima = block_maxima(
-                self.q[:, rows],
-                self.k[:, :keys],
-                causal=True,
-                softmax_scale=self.softmax_scale,
-                window_size=self.window_size,
-                softcap=self.softcap,
-                backend=self.backend,
-            )
-            yield BlockGrid(rows.stop - rows.start, keys, True, self.window_size), maxima
+            keys = slice(grid.offset + rows.stop)
+            yield replace(self, q=self.q[:, rows], k=self.k[:, keys], v=self.v[:, keys])
+
+    @property
+    def _options(self) -> dict[str, Any]:
+        return {
+            "causal": True,
+            "softmax_scale": self.softmax_scale,
+            "window_size": self.window_size,
+            "softcap": self.softcap,
+            "backend": self.backend,
+        }
 
     def packed(self, q: torch.Tensor, k: torch.Tensor, v: torch.Tensor, packing: Packing) -> PackedCall:
         """The call over sequences one after the other: q (total_q, Hq, D), k and v (total_k, Hkv, D)."""
