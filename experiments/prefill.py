@@ -8,7 +8,7 @@ from dataclasses import dataclass
 from typing import TYPE_CHECKING, Any, Protocol
 
 import torch
-from transformers import Cache
+from transformers import Cache, DynamicCache, StaticCache
 
 from bsfa.blocks import BLOCK_Q
 from bsfa.errors import InputError
@@ -97,6 +97,13 @@ class Prefill:
     def identity(self) -> dict[str, Any]:
         """What tells a run's records from those of a prefill in one piece; nothing for that one."""
         return {} if self.chunk is None else {"prefill": {"chunk": self.chunk}}
+
+    def cache(self, model: PreTrainedModel, length: int) -> Cache:
+        """An empty cache to read a prompt into. For chunks as long as the prompt from the start: one that grows copies
+        what it holds at every chunk."""
+        if self.chunk is None or length <= self.chunk:
+            return DynamicCache(config=model.config)
+        return StaticCache(config=model.config, max_cache_len=length)
 
     @torch.inference_mode()
     def read(self, model: PreTrainedModel, tokens: torch.Tensor, cache: Cache) -> torch.Tensor:

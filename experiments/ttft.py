@@ -1,7 +1,8 @@
 """Time to the first token of a whole model: every method and the dense kernels of others, in turns in one process.
 
-The prompt is read as generation reads it, through a dynamic cache, up to the first token's choice; only attention
-differs. A length at which a method runs out of memory costs that one cell, which says what was asked for.
+The prompt is read as generation reads it, into a cache (dynamic, or static where it is read in chunks), up to the first
+token's choice; only attention differs. A length at which a method runs out of memory costs that one cell, which says
+what was asked for.
 """
 
 from __future__ import annotations

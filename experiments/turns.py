@@ -9,7 +9,6 @@ from functools import partial
 from typing import Any, TypeVar
 
 import torch
-from transformers import DynamicCache
 
 import bsfa
 from bsfa.attention import Backend, pick_backend
@@ -127,7 +126,8 @@ class Turns:
         return OutOfMemory(said)
 
     def _fill(self, tokens: torch.Tensor) -> torch.Tensor:
-        return self.prefill.read(self.loaded.model, tokens, DynamicCache(config=self.loaded.model.config))
+        model = self.loaded.model
+        return self.prefill.read(model, tokens, self.prefill.cache(model, tokens.shape[1]))
 
 
 def _numbers(readings: Sequence[Reading]) -> dict[str, Any]:

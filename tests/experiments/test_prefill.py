@@ -2,7 +2,7 @@ from __future__ import annotations
 
 import pytest
 import torch
-from transformers import DynamicCache
+from transformers import Cache
 
 import bsfa
 from bsfa import InputError
@@ -31,8 +31,8 @@ def test_chunks_decide_and_answer_as_the_whole_does(tiny_model, name, length, ch
     table = bsfa.calibrate(tiny_model, [tokens], [2], progress=False)
     method = {"dense": Dense(), "bsfa": Bsfa(table, 2), "row_share": RowShare(0.05), "streaming_llm": StreamingLLM(2)}
 
-    def read(prefill: Prefill) -> tuple[torch.Tensor, list[torch.Tensor], DynamicCache]:
-        cache = DynamicCache(config=tiny_model.config)
+    def read(prefill: Prefill) -> tuple[torch.Tensor, list[torch.Tensor], Cache]:
+        cache = prefill.cache(tiny_model, length)
         with bsfa.apply(tiny_model, method[name]) as applied:
             logits = prefill.read(tiny_model, tokens, cache)
         return logits, [sum(stats.kept for stats in applied.stats[layer]) for layer in (0, 1)], cache
