@@ -7,14 +7,13 @@ import pytest
 from nbclient import NotebookClient
 
 NOTEBOOKS = Path(__file__).parents[2] / "notebooks"
-PUBLISHED = NOTEBOOKS.parent / "results" / "published" / "h100"
 
 
 @pytest.fixture
-def results(name: str, request) -> Path:
-    """Records made by this code; what a GPU makes is published."""
+def results(name: str, request, tmp_path) -> Path:
+    """Records made by this code; where only a GPU makes them an empty folder, so that the published ones are read."""
     fixtures = {"niah.ipynb": "finished", "fidelity.ipynb": "compared", "ruler.ipynb": "suites_finished"}
-    return request.getfixturevalue(fixtures[name]) if name in fixtures else PUBLISHED
+    return request.getfixturevalue(fixtures[name]) if name in fixtures else tmp_path
 
 
 @pytest.mark.parametrize("name", sorted(path.name for path in NOTEBOOKS.glob("*.ipynb")))
