@@ -100,4 +100,4 @@ def by_head(section: Section, column: str) -> pd.DataFrame:
         cell = method[method["strength"] == strength]
         table = np.mean([np.asarray(one, dtype=float) for one in cell[column]], axis=0)
         found.append({**cell.iloc[0][METHOD].to_dict(), "kl": kls[strength], column: table})
-    return pd.DataFrame(found)
+    return pd.DataFrame(found, columns=[*METHOD, "kl", column])

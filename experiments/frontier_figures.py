@@ -15,9 +15,11 @@ LOWEST = 1e-4  # nats a token: under it a method is dense, and a logarithmic axi
 
 
 @style.house
-def curves(rows: pd.DataFrame, title: str) -> Figure:
-    """KL to dense against skip ratio with 95% bands, a panel a text source and length."""
+def curves(rows: pd.DataFrame, title: str) -> Figure | None:
+    """KL to dense against skip ratio with 95% bands, a panel a text source and length; None where all is dense."""
     rows = rows[(rows["method"] != "dense") & (rows["kl"] >= LOWEST)]
+    if rows.empty:
+        return None
     cells = list(rows.groupby(CELL))
     figure, axes = style.panels(len(cells), 4.6, 3.6, sharex=True, sharey=True)
     drawn = looks.by_method(zip(rows["method"], rows["calibration"], strict=True))
@@ -37,10 +39,12 @@ def curves(rows: pd.DataFrame, title: str) -> Figure:
 
 
 @style.house
-def heatmap(section: Section, column: str, label: str) -> Figure:
-    """A number by layer and head, a panel a method at its typical strength."""
+def heatmap(section: Section, column: str, label: str) -> Figure | None:
+    """A number by layer and head, a panel a method at its typical strength; None where no method has it."""
     tables = by_head(section, column)
-    tables = tables[tables[column].map(lambda table: np.size(table) > 0)]
+    tables = tables[[np.size(table) > 0 for table in tables[column]]]
+    if tables.empty:
+        return None
     figure, axes = style.panels(len(tables), 2.3, 2.4, columns=4, sharex=True, sharey=True)
     for axis, row in zip(axes, tables.to_dict("records"), strict=True):
         axis.imshow(row[column], vmin=0, vmax=1, cmap=style.HEAT, aspect="auto")

@@ -21,8 +21,9 @@ from transformers import PreTrainedTokenizerBase
 import bsfa
 from bsfa.clock import clock_for
 from bsfa.errors import InputError
-from experiments import environment, lm_eval_tasks, unavailable
+from experiments import environment, lm_eval_tasks, standing, unavailable
 from experiments.lm_eval_tasks import LmEvalTask, Settings
+from experiments.records import Run
 from experiments.statistics import mean_interval
 from experiments.sweep import Bench, Lane, Place, Subject, Sweep, new_process
 from experiments.unavailable import Unavailable
@@ -40,6 +41,8 @@ def run(cfg: DictConfig) -> None:
     sweep = Sweep(cfg)
     plans = {name + (f" at {length}" if length else ""): (name, length) for name in names for length in settings.sizes}
 
+    done: dict[str, list[Run]] = {}
+
     def finish(plan: str) -> None:
         name, length = plans[plan]
         samples = LmEvalTask(index[name], length, settings)
@@ -50,9 +53,13 @@ def run(cfg: DictConfig) -> None:
             "num_fewshot": settings.num_fewshot,
             "protocol": samples.protocol,
         }
-        sweep.finish(LmEval(samples), OmegaConf.create(parameters))
+        done.setdefault(samples.protocol, []).extend(sweep.finish(LmEval(samples), OmegaConf.create(parameters)))
 
-    unavailable.each(plans, finish)
+    def show() -> None:
+        for runs in done.values():
+            standing.section(runs)
+
+    unavailable.each(plans, finish, then=show)
 
 
 class LmEval(Subject[LmEvalTask]):

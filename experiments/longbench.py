@@ -9,9 +9,10 @@ from contextlib import suppress
 from hydra.utils import instantiate
 from omegaconf import DictConfig, OmegaConf
 
-from experiments import unavailable
+from experiments import standing, unavailable
 from experiments.accuracy import Prompts
 from experiments.plans import Planned
+from experiments.records import Run
 from experiments.sweep import Sweep, planned
 from experiments.tasks.longbench import Documents, LongBench
 from experiments.tasks.longbench_data import SCORERS, Folder, Hub, Source
@@ -24,7 +25,12 @@ def run(cfg: DictConfig) -> None:
     """``python run.py experiment=longbench``: every task whose data is there; then an error that names the others."""
     settings: LongBench = instantiate(cfg.task)
     sweep, subject = Sweep(cfg), _subjects(cfg, settings)
-    unavailable.each(settings.tasks, lambda task: sweep.finish(*subject(task)))
+    done: list[Run] = []
+    unavailable.each(
+        settings.tasks,
+        lambda task: done.extend(sweep.finish(*subject(task))),
+        then=lambda: standing.section(done),
+    )
 
 
 def plan(cfg: DictConfig) -> list[Planned]:

@@ -19,18 +19,18 @@ LM_EVAL_SIZES = ("tasks", "lengths", "limit", "data")
 WEAK = 0.1  # a dense score under this leaves nothing to lose
 
 
-def sections(root: Path, experiment: str) -> list[Section]:
-    """One section a model and protocol: the tasks' runs together."""
-    return results.sections(root, experiment, SIZES)
+def sections(root: Path, experiment: str, only: str | None = None) -> list[Section]:
+    """One section a model and protocol, the tasks' runs together; or the one of a run."""
+    return results.sections(root, experiment, SIZES, only)
 
 
-def lm_eval_sections(root: Path, experiment: str) -> list[Section]:
-    """One section a model and way of asking."""
+def lm_eval_sections(root: Path, experiment: str, only: str | None = None) -> list[Section]:
+    """One section a model and way of asking, or the one of a run."""
     return [
         dataclasses.replace(
             one, title=f"lm-eval's tasks ({one.samples['protocol'].iloc[0]}), {one.model}, {one.device}"
         )
-        for one in results.sections(root, experiment, LM_EVAL_SIZES)
+        for one in results.sections(root, experiment, LM_EVAL_SIZES, only)
     ]
 
 

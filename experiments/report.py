@@ -58,7 +58,7 @@ def make(cfg: DictConfig, report: Standing) -> None:
     """
     root = report.root
     tracker: Tracker = instantiate(cfg.tracker)
-    found = {name: read(root) for name, read in CHAPTERS.items()}
+    found = {name: chapters(name, root) for name in CHAPTERS}
     if not any(found.values()):
         commands = " or ".join(f"`python run.py experiment={name}`" for name in CHAPTERS)
         raise Unavailable(f"{root.resolve()} holds no records; run {commands} first")
@@ -103,9 +103,14 @@ def needles(section: Section) -> Chapter:
     )
 
 
-def fidelities(root: Path) -> list[Chapter]:
+def chapters(experiment: str, root: Path, only: str | None = None) -> list[Chapter]:
+    """All of an experiment, or the one that a run with an id is in."""
+    return CHAPTERS[experiment](root, only)
+
+
+def fidelities(root: Path, only: str | None = None) -> list[Chapter]:
     """Divergence from dense, with the needles that were found by the same methods."""
-    found = results.sections(root, "fidelity")
+    found = results.sections(root, "fidelity", only=only)
     needles = results.sections(root, "niah") if found else []
     return [fidelity(section, needles) for section in found]
 
@@ -114,7 +119,12 @@ def fidelity(section: Section, needles: Sequence[Section]) -> Chapter:
     """Divergence from dense: the curves' points, what each method reaches, and its decisions by head."""
     rows = frontier_needles.beside(frontier.points(section), section, needles)
     main = frontier.reach(rows)
+    curves = frontier_figures.curves(rows, section.title)
     heads = frontier_figures.heatmap(section, "skip_ratio_by_head", "share of blocks skipped")
+    drawn = {
+        f"{section.name}-curve": ("KL to dense against blocks skipped", curves),
+        f"{section.name}-heads": ("Blocks skipped by layer and head", heads),
+    }
     return Chapter(
         section.title,
         _facts(section, "texts"),
@@ -122,14 +132,7 @@ def fidelity(section: Section, needles: Sequence[Section]) -> Chapter:
             Table(section.name, "Blocks skipped at a divergence", main, main, notes.REACH),
             Table(f"{section.name}-points", "Every point", rows, readable.divergences(rows), notes.POINTS),
         ],
-        [
-            Drawing(
-                f"{section.name}-curve",
-                "KL to dense against blocks skipped",
-                frontier_figures.curves(rows, section.title),
-            ),
-            Drawing(f"{section.name}-heads", "Blocks skipped by layer and head", heads),
-        ],
+        [Drawing(name, what, figure) for name, (what, figure) in drawn.items() if figure],
     )
 
 
@@ -213,13 +216,17 @@ def _facts(section: Section, unit: str) -> dict[str, str]:
     }
 
 
-def _sections(read: Callable[[Path, str], list[Section]], name: str, write: Callable[[Section], Chapter]):
+def _needle_sections(root: Path, experiment: str, only: str | None) -> list[Section]:
+    return results.sections(root, experiment, only=only)
+
+
+def _sections(read: Callable[[Path, str, str | None], list[Section]], name: str, write: Callable[[Section], Chapter]):
     """From a results folder to the chapters of an experiment that has sections."""
-    return lambda root: [write(section) for section in read(root, name)]
+    return lambda root, only: [write(section) for section in read(root, name, only)]
 
 
-CHAPTERS: dict[str, Callable[[Path], list[Chapter]]] = {
-    "niah": _sections(results.sections, "niah", needles),
+CHAPTERS: dict[str, Callable[[Path, str | None], list[Chapter]]] = {
+    "niah": _sections(_needle_sections, "niah", needles),
     "ruler": _sections(suites.sections, "ruler", suite),
     "reasoning": _sections(suites.sections, "reasoning", suite),
     "longbench": _sections(longbench_tables.sections, "longbench", longbench),

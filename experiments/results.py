@@ -50,7 +50,7 @@ class Section:
     origin: dict[str, Any]
 
 
-def sections(root: Path, experiment: str, sizes: Collection[str] = ()) -> list[Section]:
+def sections(root: Path, experiment: str, sizes: Collection[str] = (), only: str | None = None) -> list[Section]:
     """The sections of an experiment, in a fixed order. Where a run was made by several versions, the newest counts.
 
     Parameters
@@ -58,13 +58,19 @@ def sections(root: Path, experiment: str, sizes: Collection[str] = ()) -> list[S
     sizes : collection of str
         Settings of the task that say which of its samples a run has and change none of them: runs that differ in these
         alone are of one section.
+    only : str, optional
+        A run's id: the section that it is in.
     """
     groups: dict[str, list[tuple[dict[str, Any], list[dict[str, Any]]]]] = {}
     for config, samples in read_runs(root, experiment):
         shared: dict[str, Any] = {key: config[key] for key in ("model", "backend", "prefill") if key in config}
         shared["task"] = {key: value for key, value in config["task"].items() if key not in sizes}
         groups.setdefault(json.dumps(shared, sort_keys=True), []).append((config, samples))
-    return [_section(hashlib.sha256(key.encode()).hexdigest()[:6], groups[key]) for key in sorted(groups)]
+    return [
+        _section(hashlib.sha256(key.encode()).hexdigest()[:6], runs)
+        for key, runs in sorted(groups.items())
+        if only is None or only in [config["run_id"] for config, _ in runs]
+    ]
 
 
 def _section(digest: str, runs: list[tuple[dict[str, Any], list[dict[str, Any]]]]) -> Section:

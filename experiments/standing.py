@@ -8,16 +8,19 @@ from __future__ import annotations
 import hashlib
 import json
 import logging
-from collections.abc import Callable, Iterable
+from collections.abc import Callable, Iterable, Sequence
 from dataclasses import dataclass
+from functools import partial
 from importlib.metadata import version
 from pathlib import Path
 from typing import TYPE_CHECKING, Any
 
+from hydra.utils import get_method
 from omegaconf import DictConfig
 
 from bsfa.errors import InputError
 from experiments.config import call, plain
+from experiments.launchers import in_sweep
 from experiments.records import Run, write_whole
 
 if TYPE_CHECKING:
@@ -122,6 +125,19 @@ def chapter(run: Run, read: Callable[[Path, str], list[Chapter]], beside: str | 
     return said
 
 
+def section(runs: Sequence[Run]) -> None:
+    """Print the chapter that complete runs which may be compared are in, and where its files lie; see `chapter`.
+
+    One job of a sweep has a part of them, and prints nothing.
+    """
+    if not runs or in_sweep():
+        return
+    experiment = runs[0].path.parent
+    read = get_method("experiments.report.chapters")  # brings matplotlib, which what stands does without
+    print(chapter(runs[0], partial(read, experiment.name), beside="*"))
+    print(places(experiment.parent))
+
+
 def _origin(root: Path, runs: str, shown_to: dict[str, Any] | None = None) -> str:
     """Of the records of some runs' folders, this package, the packages that draw, and a tracker's settings."""
     digest = hashlib.sha256(json.dumps([shown_to, *map(version, PACKAGES)], sort_keys=True).encode())
@@ -136,6 +152,6 @@ def _origin(root: Path, runs: str, shown_to: dict[str, Any] | None = None) -> st
 
 
 def places(root: Path) -> str:
-    """Where everything lies."""
+    """Where everything lies that there is."""
     found = {"tables": root / "tables", "figures": root / "figures", "page": root / "report.html"}
-    return "\n".join(f"{name}: {place.resolve()}" for name, place in found.items())
+    return "\n".join(f"{name}: {place.resolve()}" for name, place in found.items() if place.exists())

@@ -18,9 +18,9 @@ WEAK = 0.5  # a task where dense scores under this says nothing of a method
 SCOPES = ("all", "able")  # over which tasks a mean is taken
 
 
-def sections(root: Path, experiment: str) -> list[Section]:
-    """The sections of a suite: runs of different sizes are one."""
-    return results.sections(root, experiment, SIZES)
+def sections(root: Path, experiment: str, only: str | None = None) -> list[Section]:
+    """The sections of a suite, or the one of a run: runs of different sizes are one."""
+    return results.sections(root, experiment, SIZES, only)
 
 
 def cells(section: Section) -> pd.DataFrame:

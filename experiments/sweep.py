@@ -24,7 +24,7 @@ from bsfa.attention import Backend, pick_backend
 from bsfa.errors import InputError
 from bsfa.methods import Method
 from bsfa.model import describe
-from experiments import environment
+from experiments import environment, standing
 from experiments.config import plain
 from experiments.launchers import in_sweep
 from experiments.methods import Variant, variants
@@ -121,8 +121,8 @@ class Subject(ABC, Generic[S]):
 
 
 def sweep(cfg: DictConfig, subject: Subject, parameters: DictConfig) -> None:
-    """Finish every run of one subject, taking it up where it stopped; see `Sweep.finish`."""
-    Sweep(cfg).finish(subject, parameters)
+    """Finish every run of one subject, taking it up where it stopped, and print what they say; see `Sweep.finish`."""
+    standing.section(Sweep(cfg).finish(subject, parameters))
 
 
 def planned(cfg: DictConfig, subject: Subject, parameters: DictConfig) -> list[Planned]:
@@ -152,14 +152,21 @@ class Sweep:
     def loaded(self) -> Loaded:
         return self.source.load()
 
-    def finish(self, subject: Subject, parameters: DictConfig) -> None:
-        """Finish every run of a subject, taking it up where it stopped, and show the tracker what it has not seen."""
+    def finish(self, subject: Subject, parameters: DictConfig) -> list[Run]:
+        """Finish every run of a subject, taking it up where it stopped, and show the tracker what it has not seen.
+
+        Returns
+        -------
+        Those that are complete: one may be left to another process.
+        """
         name, runs = subject.samples.name, self.planned(subject, parameters)
         missing = [(variant, run) for variant, run in runs if not run.complete]
         log.info("%s on %s: %d runs, %d of them to do", name, self.source.label, len(runs), len(missing))
         if missing:
             self._measure(subject, missing)
-        self.tracker.runs((run, variant.label) for variant, run in runs if run.complete)  # not left to another process
+        complete = [(run, variant.label) for variant, run in runs if run.complete]
+        self.tracker.runs(complete)
+        return [run for run, _ in complete]
 
     def planned(self, subject: Subject, parameters: DictConfig) -> list[tuple[Variant, Run]]:
         """Every variant's run of a subject.

@@ -23,8 +23,8 @@ def reason(error: BaseException) -> str:
     return (str(error).strip() or type(error).__name__).splitlines()[0]
 
 
-def each(names: Iterable[str], run: Callable[[str], None]) -> None:
-    """Run one task or experiment after another.
+def each(names: Iterable[str], run: Callable[[str], None], then: Callable[[], None] = lambda: None) -> None:
+    """Run one task or experiment after another, ``then`` what is to follow whether or not all were there.
 
     Raises
     ------
@@ -41,6 +41,7 @@ def each(names: Iterable[str], run: Callable[[str], None]) -> None:
             kinds.add(type(error))
             missing.setdefault(error.what, []).append(f"{name} ({said})")
             log.info("%s: %s: %s", name, error.what, said)
+    then()
     if missing:
         kind = kinds.pop() if len(kinds) == 1 else Unavailable  # one of several experiments may have several tasks
         raise kind("; ".join(f"{what}: {'; '.join(several)}" for what, several in missing.items()))

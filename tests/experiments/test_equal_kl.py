@@ -111,7 +111,7 @@ def test_the_chosen_strengths_take_turns_with_dense_attention_on_the_texts_that_
     last = written(store)
     assert table.with_suffix(".md").read_text().split("\n", 2)[2] in command(*arguments).out
     assert written(store) == last
-    [chapter] = report.CHAPTERS["equal_kl"](store)
+    [chapter] = report.chapters("equal_kl", store)
     assert (store / "figures" / f"{chapter.drawings[0].name}.png").is_file()
 
 

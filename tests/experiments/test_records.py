@@ -109,7 +109,7 @@ def test_what_is_of_another_schema_is_neither_read_nor_written_to(tmp_path, expe
     with pytest.raises(InputError, match=said):
         list(read_runs(tmp_path, experiment))
     with pytest.raises(InputError, match=said):
-        report.CHAPTERS[experiment](tmp_path)
+        report.chapters(experiment, tmp_path)
     with pytest.raises(InputError, match=said):
         record(run, "b")
     assert {path.name: path.read_bytes() for path in run.path.iterdir()} == before

@@ -5,6 +5,7 @@ from __future__ import annotations
 import json
 import os
 import pickle
+import re
 import shutil
 import signal
 import subprocess
@@ -50,8 +51,11 @@ def grid(depths: int, samples: int) -> list[str]:
 
 
 def store(results: Path) -> dict[str, bytes]:
-    """What was computed: records, summaries and thresholds."""
-    return {name: content for name, content in snapshot(results).items() if name.startswith(("niah/", "calibrate/"))}
+    """What was computed: records, summaries and thresholds, and not what was drawn of them."""
+    files = snapshot(results).items()
+    return {
+        name: x for name, x in files if name.startswith(("niah/", "calibrate/")) and not name.endswith("report.json")
+    }
 
 
 @contextmanager
@@ -168,6 +172,18 @@ def test_a_new_strength_runs_alone(command, model_folder, finished_copy):
     assert "6 runs, 1 of them to do" in more.out
     assert before.items() <= store(finished_copy).items()
     assert len(runs(finished_copy)["streaming_llm local_blocks=0"]) == 8
+
+
+def test_a_command_ends_with_its_table_and_where_the_figures_are(command, model_folder, finished_copy):
+    arguments = ("experiment=niah", f"model.path={model_folder}", *SMALL, KS, QUIET, f"results={finished_copy}")
+    shutil.rmtree(finished_copy / "figures")
+    for _ in range(2):
+        out = command(*arguments).out
+        assert re.search(r"\| noise +\| streaming_llm +\| local_blocks=4", out)
+        assert f"figures: {finished_copy.resolve() / 'figures'}" in out
+        assert {path.name.split("-")[-1] for path in (finished_copy / "figures").glob("*.png")} == {
+            "curve.png", "heatmap.png",
+        }  # fmt: skip
 
 
 def test_prompts_in_chunks_are_answered_as_in_one_piece_and_recorded_apart(command, model_folder, finished_copy):
