@@ -10,12 +10,13 @@
 // within one, the products of a kept block's P V and of the next block's scores stand in one queue.
 //
 // Warpgroups (128 threads each; setmaxnreg gives the consumers the others' registers)
-//   0        four warps. The producer: Q of all consumers, once; K in the order of visit of whichever sees most, with what
-//            holds of a block for each of them. A fetcher for each consumer: V of the blocks that it keeps
+//   0        four warps. The producer: K in the order of visit of whichever sees most, with what holds of a block for each
+//            consumer. A fetcher for each consumer: its Q, once; V of the blocks that it keeps
 //   1 ...    consumers: S (2 x 64 rows x 64 keys), P in registers, O (2 x 64 x D), shifts and sums of four rows a thread
 //
 // Shared memory (offsets in `Layout`)
-//   Q              consumers x 128 x D, each as D/64 panels of 128 rows x 64 columns, 128-byte swizzle (as all tiles here)
+//   Q              consumers x 128 x D, each as D/64 panels of 128 rows x 64 columns, 128-byte swizzle (as all tiles here);
+//                  in the end O, on its way out
 //   K ring         kStages x (64 keys x D)
 //   V              kSlots x (64 keys x D) for each consumer
 //   words          what a stage's block is to each consumer (`Visit`), for kDescribed stages
@@ -24,7 +25,7 @@
 //   cta            what all threads know: `Cta`
 //
 // Barriers (mbarriers)
-//   q_full[c]          producer (TMA bytes)       -> consumer c, once
+//   q_full[c]          fetcher c (TMA bytes)      -> consumer c, once
 //   k_full[stage]      producer (TMA bytes)       -> consumers: K is there, and the words of the next stage too
 //   k_empty[stage]     the consumers' warps       -> producer: S is computed, the next stage's words are read
 //   v_asked[c]         one thread of consumer c   -> its fetcher: a block is kept, or none is any more
@@ -131,23 +132,13 @@ template <int Size> struct Place {
   }
 };
 
-// The producer of Q and K: one warp. Its lanes describe 32 stages at once, lane 0 issues the copies.
+// The producer of K: one warp. Its lanes describe 32 stages at once, lane 0 issues the copies.
 template <int D> __device__ __forceinline__ void produce(const Arguments& arguments, const Cta<consumers(D)>& cta, u32 base) {
   using L = Layout<D>;
   const Call& a = arguments.call;
   const int lane = threadIdx.x % kWarp;
   const int batch = a.cu_q ? 0 : cta.work[0].batch;
   const int kv_head = cta.work[0].kv_head, k_start = cta.work[0].k_start;
-  if (lane == 0) {
-    for (int c = 0; c < L::consumers; c++) {
-      const Work& work = cta.work[c];
-      if (!work.visits) continue;
-      mbarrier_expect(base + L::q_full + 8 * c, L::q_bytes);
-      copy_tile(base + L::q + c * L::q_bytes, &arguments.q, base + L::q_full + 8 * c, 0, work.q_start + work.q_block * kBlockQ,
-                0, work.head, batch);
-    }
-  }
-
   Place<kStages> stage;
   // What lane l holds of stages is that of the l-th of 32. Lane 0 writes down a stage's words, for it also arrives.
   u32 described[L::consumers];
@@ -178,17 +169,25 @@ template <int D> __device__ __forceinline__ void produce(const Arguments& argume
   }
 }
 
-// A fetcher: one warp, which brings V of the blocks that consumer `c` keeps.
+// A fetcher: one warp, which brings Q of consumer `c`, then V of the blocks that it keeps.
 template <int D, Mode M>
 __device__ __forceinline__ void fetch(const Arguments& arguments, const Cta<consumers(D)>& cta, u32 base, int c) {
   using L = Layout<D>;
   const Call& a = arguments.call;
   const Work& work = cta.work[c];
   const bool first_lane = threadIdx.x % kWarp == 0;
+  const int batch = a.cu_q ? 0 : work.batch;
+  if (first_lane && work.visits) {
+    const u32 full = base + L::q_full + 8 * c;
+    mbarrier_expect(full, L::q_bytes);
+    copy_tile(base + L::q + c * L::q_bytes, &arguments.q, full, 0, work.q_start + work.q_block * kBlockQ, 0, work.head, batch);
+  }
+  __syncwarp();
+  if constexpr (M == Mode::maxima) return;
   Place<kSlots> slot;
   // Rows from here on are another packed sequence's, with whatever is in them.
   const int end = a.cu_k ? work.k_length : 0x7fffffff;
-  const int k_start = work.k_start, kv_head = work.kv_head, batch = a.cu_q ? 0 : work.batch;
+  const int k_start = work.k_start, kv_head = work.kv_head;
   u32 landed_parity = 0;
   auto bring = [&](u32 word) {
     const u32 at = c * kSlots + slot.at, to = base + L::v + at * L::k_bytes, full = base + L::v_full + 8 * at;
@@ -402,17 +401,19 @@ __device__ __forceinline__ void consume(const Arguments& arguments, const Cta<co
   if (work.visits) mbarrier_wait(base + L::q_full + 8 * c, 0);
   mbarrier_wait(base + L::k_full, 0);
   stagger(c * (D == 64 ? 500 : 1280));  // a kept block takes some 1,500 and 2,500 cycles
-  // Of a stage: what its block is (`visit`), and the next one's (`next`), which lane 0 alone reads (`ahead`), for it also tells the
-  // producer that it has.
+  // Of a stage: what its block is (`visit`), and the next one's (`next`), which lane 0 alone reads (`ahead`, 0 in the others), for
+  // it also tells the producer that it has.
   u32 visit = 0, next = 0, ahead = 0;
   u32 empty = 0;  // the barrier to tell
   u32 there = 0;  // the next stage's K was seen to be there
   int i = 0;
   auto read_ahead = [&](int i) {
-    if (lane == 0) ahead = load_shared(words + 16 * (i % kDescribed));
+    // Fewer instructions if unsigned, but one release of NVRTC then spills with the log-sum-exp's cuts.
+    const u32 at = M == Mode::gate_lse ? i % kDescribed : u32(i) % kDescribed;
+    if (lane == 0) ahead = load_shared(words + 16 * at);
   };
   auto look_ahead = [&] {
-    next = __shfl_sync(~0u, ahead, 0);
+    next = __reduce_or_sync(~0u, ahead);
     empty = base + L::k_empty + 8 * stage.at;
     stage.advance();
     there = mbarrier_test(base + L::k_full + 8 * stage.at, stage.parity);
@@ -433,15 +434,17 @@ __device__ __forceinline__ void consume(const Arguments& arguments, const Cta<co
   read_ahead(0);
   next = __shfl_sync(~0u, ahead, 0);
   proceed();
-  // The loop, once by exact maxima, until no score below 0 decides anything any more, then by `maxima_above` to the end.
+  // The loop, once by exact maxima, until no score below 0 decides anything any more, then by `maxima_above` to the end. Past
+  // the last stage there is nothing to visit, so that only then it is asked whether there is another.
   auto visit_blocks = [&](auto above) {
     constexpr bool kOnlyAbove = decltype(above)::value;
     auto needed_maxima = [&](int m, float(&largest)[kRows]) {
       if constexpr (kOnlyAbove) maxima_above(m, largest);
       else maxima(m, largest);
     };
-    while (i < stages && (kOnlyAbove || !positive)) {
+    while (kOnlyAbove || !positive) {
       if (!(visit & Visit::valid)) {
+        if (i >= stages) break;
         read_ahead(i + 1);
         look_ahead();
         mbarrier_arrive_if(lane == 0, empty);
@@ -479,11 +482,19 @@ __device__ __forceinline__ void consume(const Arguments& arguments, const Cta<co
           set_bars(blind);
         }
 
+        auto outgrow = [&] {
+          bool any = false;
+#pragma unroll
+          for (int r = 0; r < kRows; r++) any |= fmaf(largest[r], scale_log2, -kSlack) > shift[r];
+          return any;
+        };
+        bool outgrows = outgrow() | (kOnlyAbove && low);  // or may: then exact maxima tell
         bool keep = M != Mode::maxima;
         if constexpr (kGated) {
-          bool wants = visit & Visit::forced;
+          bool wants = !kPositive && visit & Visit::forced;
           if constexpr (kPositive) {
-            wants |= !(max3_signed(max3_signed(largest[0], largest[1], largest[2]), largest[3], largest[3]) < threshold);
+            const float least = visit & Visit::forced ? -infinity() : threshold;
+            wants = !(max3_signed(max3_signed(largest[0], largest[1], largest[2]), largest[3], largest[3]) < least);
           } else if constexpr (kOnlyAbove) {
             float over[kRows];
 #pragma unroll
@@ -493,7 +504,7 @@ __device__ __forceinline__ void consume(const Arguments& arguments, const Cta<co
 #pragma unroll
             for (int r = 0; r < kRows; r++) wants |= !(largest[r] < bar[r]);
           }
-          keep = __any_sync(~0u, barrier_or(1 + c, wants));  // and so the compiler knows that it is uniform
+          keep = __any_sync(~0u, barrier_or(1 + c, wants, outgrows));  // a vote, so that the compiler knows it to be uniform
         }
         if constexpr (M == Mode::maxima) {
           post_maxima(largest, i & 1);
@@ -507,14 +518,14 @@ __device__ __forceinline__ void consume(const Arguments& arguments, const Cta<co
         }
         if constexpr (kGated) ask(visit);
 
-        if (kOnlyAbove && low) {
-          maxima(0, largest);
-          maxima(1, largest);
+        if (__any_sync(~0u, outgrows)) {
+          if (kOnlyAbove && low) {
+            maxima(0, largest);
+            maxima(1, largest);
+            outgrows = outgrow();
+          }
+          if (__any_sync(~0u, outgrows)) reshift();
         }
-        bool outgrows = false;
-#pragma unroll
-        for (int r = 0; r < kRows; r++) outgrows |= fmaf(largest[r], scale_log2, -kSlack) > shift[r];
-        if (__any_sync(~0u, outgrows)) reshift();
         if (M == Mode::gate_max && relative_gate) {
 #pragma unroll
           for (int r = 0; r < kRows; r++) {
@@ -538,7 +549,12 @@ __device__ __forceinline__ void consume(const Arguments& arguments, const Cta<co
         };
         u32 p[kTiles][16];
         exponentials(0, p[0]);
-        if constexpr (kEarly) hold(base, __float_as_uint(row_sum[0]) | __float_as_uint(row_sum[1]));
+        if constexpr (kEarly) {
+          u32 packed[3] = {};  // short chains, beside the exponentials
+#pragma unroll
+          for (int n = 0; n < 15; n++) packed[n / 5] |= p[0][n];
+          hold(base, __float_as_uint(row_sum[0]) | __float_as_uint(row_sum[1]) | (packed[0] | packed[1] | packed[2]));
+        }
         proceed();
         if (!(visit & Visit::valid) || (!kOnlyAbove && positive)) {
           exponentials(1, p[1]);
@@ -594,24 +610,36 @@ __device__ __forceinline__ void consume(const Arguments& arguments, const Cta<co
   if (kGated) ask(0);
   if constexpr (M != Mode::maxima) {
     if (threadIdx.x % 128 == 0 && a.kept && kept) atomicAdd(a.kept + i64(work.batch) * a.q_heads + work.head, u64(kept));
+    // O leaves through where Q was, so that whole rows are written at a time. A warp's rows are its own. The 16-byte chunks of a
+    // row are permuted by its number, so that no bank is asked for twice.
+    barrier_or(1 + c, false);  // all four warps are through with Q
+    constexpr int kChunks = D / 8;
+    const u32 rows = base + L::q + c * L::q_bytes;
+    auto chunk = [&](int row, int n) { return rows + 2 * D * row + 16 * (n ^ row % 8); };
+    const i64 first_row_out = i64(a.cu_q ? work.q_start : i64(work.batch) * a.q_length) + work.q_block * kBlockQ;
+    const int warp_row = int(thread_index() % 128 / kWarp * 16);
 #pragma unroll
     for (int r = 0; r < kRows; r++) {
-      int at = first_row() + further(r);
+      const int row = warp_row + lane / 4 + further(r);
       float sum = quad_sum(row_sum[r]);
       float inverse = sum == 0.f ? 0.f : 1.f / sum;
-      if (at >= work.q_length) continue;
-      i64 packed_row = i64(a.cu_q ? work.q_start : i64(work.batch) * a.q_length) + at;
-      u16* out = a.out + (packed_row * a.q_heads + work.head) * D + 2 * (thread_index() % 4);
 #pragma unroll
       for (int i = 0; i < kOut / 4; i++) {
         const float* x = &o[r / 2][4 * i + r % 2 * 2];
-        *reinterpret_cast<u32*>(out + 8 * i) = pack<T>(x[0] * inverse, x[1] * inverse);
+        store_shared(chunk(row, i) + 4 * (lane % 4), pack<T>(x[0] * inverse, x[1] * inverse));
       }
-      if (a.lse && thread_index() % 4 == 0) {
-        i64 where = a.cu_q ? i64(work.head) * a.total_q + packed_row
-                           : (i64(work.batch) * a.q_heads + work.head) * a.q_length + at;
+      if (a.lse && lane % 4 == 0 && work.q_block * kBlockQ + row < work.q_length) {
+        i64 where = a.cu_q ? i64(work.head) * a.total_q + first_row_out + row
+                           : (i64(work.batch) * a.q_heads + work.head) * a.q_length + work.q_block * kBlockQ + row;
         a.lse[where] = sum == 0.f ? -infinity() : shift[r] * kLn2 + __logf(sum);
       }
+    }
+    __syncwarp();
+#pragma unroll
+    for (int i = 0; i < 32 * kChunks; i += kWarp) {
+      const int n = i + lane, row = n / (16 * kChunks) * 64 + warp_row + n / kChunks % 16;
+      if (work.q_block * kBlockQ + row < work.q_length)
+        copy_to_global(a.out + ((first_row_out + row) * a.q_heads + work.head) * D + n % kChunks * 8, chunk(row, n % kChunks));
     }
   }
 }
@@ -627,8 +655,8 @@ __global__ void __launch_bounds__(threads(D), 1) attention(const __grid_constant
   u32 base = shared_address(shared);
   Cta& cta = *reinterpret_cast<Cta*>(shared + L::cta);
 
-  if (threadIdx.x == 0) {
-    cta.fill(arguments.call, blockIdx.x);
+  if (threadIdx.x == 0) cta.fill(arguments.call, blockIdx.x);
+  if (threadIdx.x == kWarp) {  // another warp's, for either takes its time
     prefetch_tensor_map(&arguments.q);
     prefetch_tensor_map(&arguments.k);
     prefetch_tensor_map(&arguments.v);
@@ -653,7 +681,7 @@ __global__ void __launch_bounds__(threads(D), 1) attention(const __grid_constant
     registers_shrink<24>();
     const int warp = __shfl_sync(~0u, threadIdx.x / kWarp, 0);
     if (warp == 0) produce<D>(arguments, cta, base);
-    else if (M != Mode::maxima && warp <= L::consumers) fetch<D, M>(arguments, cta, base, warp - 1);
+    else if (warp <= L::consumers) fetch<D, M>(arguments, cta, base, warp - 1);
   } else {
     registers_grow<L::registers>();
     const Call& a = arguments.call;

@@ -26,6 +26,11 @@ __device__ __forceinline__ void store_shared(u32 address, u32 word) {
 __device__ __forceinline__ void store_shared_if(bool here, u32 address, u32 word) {
   asm volatile("{\n.reg .pred p;\nsetp.ne.b32 p, %2, 0;\n@p st.shared.b32 [%0], %1;\n}" ::"r"(address), "r"(word), "r"(int(here)) : "memory");
 }
+// 16 bytes, shared to global.
+__device__ __forceinline__ void copy_to_global(void* to, u32 from) {
+  asm volatile("{\n.reg .b32 w<4>;\nld.shared.v4.b32 {w0, w1, w2, w3}, [%1];\nst.global.v4.b32 [%0], {w0, w1, w2, w3};\n}"
+               ::"l"(to), "r"(from) : "memory");
+}
 // What makes `value` stays before what follows: the compiler, which moves arithmetic past waits as it likes, takes it for
 // stored. It never is, for no address here is 1.
 __device__ __forceinline__ void hold(u32 address, u32 value) {
@@ -71,6 +76,14 @@ __device__ __forceinline__ bool barrier_or(int name, bool vote) {
   u32 any;
   asm volatile("{\n.reg .pred mine, any;\nsetp.ne.b32 mine, %1, 0;\nbarrier.cta.red.or.pred any, %2, 128, mine;\n"
                "selp.u32 %0, 1, 0, any;\n}" : "=r"(any) : "r"(int(vote)), "r"(name) : "memory");
+  return any;
+}
+// The same. What makes `other` is not put off to where it is used: it runs while the barrier does.
+__device__ __forceinline__ bool barrier_or(int name, bool vote, bool& other) {
+  u32 any, known = other;
+  asm volatile("{\n.reg .pred mine, any;\nsetp.ne.b32 mine, %2, 0;\nbarrier.cta.red.or.pred any, %3, 128, mine;\n"
+               "selp.u32 %0, 1, 0, any;\n}" : "=r"(any), "+r"(known) : "r"(int(vote)), "r"(name) : "memory");
+  other = known;
   return any;
 }
 
