@@ -8,7 +8,7 @@ from __future__ import annotations
 import math
 from collections.abc import Sequence
 from dataclasses import dataclass
-from typing import Literal, get_args
+from typing import Any, Literal, get_args
 
 import torch
 
@@ -192,15 +192,15 @@ def attend_and_maxima(
     InputError
         As in `attend`.
     """
+    if pick_backend(backend, q.device) == "cuda":  # which has a kernel for each
+        options: dict[str, Any] = {"causal": causal, "softmax_scale": softmax_scale, "backend": backend}
+        options |= {"window_size": window_size, "softcap": softcap}
+        return attend(q, k, v, **options).out, block_maxima(q, k, **options)
     check_qkv(q, k, v)
     scale = check_scale(q, softmax_scale)
     grid = BlockGrid(q.shape[1], k.shape[1], causal, window_size)
     with torch.no_grad():
-        if pick_backend(backend, q.device) == "reference":
-            return blockwise.attention_and_maxima(q, k, v, grid, softmax_scale=scale, softcap=softcap)
-        _check_cuda(q, window_size, softcap)
-        out, _, _ = cuda.attend(q, k, v, softmax_scale=scale, causal=causal)
-        return out, cuda.block_maxima(q, k, softmax_scale=scale, causal=causal)
+        return blockwise.attention_and_maxima(q, k, v, grid, softmax_scale=scale, softcap=softcap)
 
 
 def attend_varlen(

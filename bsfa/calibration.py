@@ -20,7 +20,7 @@ from tqdm import tqdm
 from transformers import PreTrainedModel
 
 from bsfa.attention import Attended
-from bsfa.blocks import BLOCK_K, BLOCK_Q, BlockGrid
+from bsfa.blocks import BLOCK_K, BLOCK_Q
 from bsfa.errors import InputError
 from bsfa.methods.base import Attend, Call, Method
 from bsfa.model import ModelInfo, describe
@@ -163,25 +163,23 @@ class _Recorder(Method):
         return self._attend
 
     def _attend(self, call: Call) -> Attended:
-        outs, tops = [], []
-        for part, out, maxima in call.attend_and_maxima(CHUNK_BLOCKS):
-            outs.append(out)
-            tops.append(top_maxima(part, maxima, max(self.k_values) + 1))
-        self.here.cuts[call.layer] = midway(torch.cat(tops, dim=2), self.k_values).sum(1).cpu()
-        return Attended.dense(torch.cat(outs, dim=1), call.grid)
+        out, cuts = layer_cuts(call, self.k_values)
+        self.here.cuts[call.layer] = cuts.sum(1).cpu()  # over the batch's texts
+        return Attended.dense(out, call.grid)
 
 
-def top_maxima(grid: BlockGrid, maxima: torch.Tensor, count: int) -> torch.Tensor:
-    """The largest block maxima off each query block's band: fp32 (B, Hq, n_q, count), -inf where it sees fewer.
+def layer_cuts(call: Call, k_values: Sequence[int]) -> tuple[torch.Tensor, torch.Tensor]:
+    """Dense attention of one call (B, Sq, Hq, D), and its cuts on the way.
 
-    ``maxima`` (B, Hq, n_q, n_k) is overwritten.
+    Those are fp32 (n_k, B, Hq, n_q), -inf where a query block sees at most k blocks off its band.
     """
-    for i in range(grid.n_q):
-        maxima[:, :, i, grid.band(i).start :] = -torch.inf
-    top = maxima.topk(min(count, maxima.shape[-1]), dim=-1).values
-    return pad(top, (0, count - top.shape[-1]), value=-torch.inf)
-
-
-def midway(top: torch.Tensor, k_values: Sequence[int]) -> torch.Tensor:
-    """The cuts between the k-th and the (k+1)-th of `top_maxima`: fp32 (n_k, B, Hq, n_q)."""
-    return torch.stack([(top[..., k - 1] + top[..., k]) / 2 for k in k_values])
+    width = max(k_values) + 1
+    outs, tops = [], []
+    for part, out, maxima in call.attend_and_maxima(CHUNK_BLOCKS):
+        for i in range(part.n_q):
+            maxima[:, :, i, part.band(i).start :] = -torch.inf
+        top = maxima.topk(min(width, maxima.shape[-1]), dim=-1).values
+        outs.append(out)
+        tops.append(pad(top, (0, width - top.shape[-1]), value=-torch.inf))
+    top = torch.cat(tops, dim=2)
+    return torch.cat(outs, dim=1), torch.stack([(top[..., k - 1] + top[..., k]) / 2 for k in k_values])

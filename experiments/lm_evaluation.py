@@ -40,7 +40,6 @@ def run(cfg: DictConfig) -> None:
     names = lm_eval_tasks.leaves(cfg.tasks, index)
     sweep = Sweep(cfg)
     plans = {name + (f" at {length}" if length else ""): (name, length) for name in names for length in settings.sizes}
-
     done: dict[str, list[Run]] = {}
 
     def finish(plan: str) -> None:

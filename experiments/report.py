@@ -80,6 +80,11 @@ def make(cfg: DictConfig, report: Standing) -> None:
     print(standing.places(root))
 
 
+def chapters(experiment: str, root: Path, only: str | None = None) -> list[Chapter]:
+    """All of an experiment, or the one that a run with an id is in."""
+    return CHAPTERS[experiment](root, only)
+
+
 def needles(section: Section) -> Chapter:
     """Needles in haystacks: by haystack, by length too, and the paper's curves beside ours."""
     main, cells = (results.table(section, by) for by in (["haystack"], ["haystack", "length"]))
@@ -101,11 +106,6 @@ def needles(section: Section) -> Chapter:
             Drawing(f"{section.name}-heatmap", "Needles found by length and depth", figures.heatmap(section)),
         ],
     )
-
-
-def chapters(experiment: str, root: Path, only: str | None = None) -> list[Chapter]:
-    """All of an experiment, or the one that a run with an id is in."""
-    return CHAPTERS[experiment](root, only)
 
 
 def fidelities(root: Path, only: str | None = None) -> list[Chapter]:
@@ -216,17 +216,13 @@ def _facts(section: Section, unit: str) -> dict[str, str]:
     }
 
 
-def _needle_sections(root: Path, experiment: str, only: str | None) -> list[Section]:
-    return results.sections(root, experiment, only=only)
-
-
-def _sections(read: Callable[[Path, str, str | None], list[Section]], name: str, write: Callable[[Section], Chapter]):
+def _sections(read: Callable[..., list[Section]], name: str, write: Callable[[Section], Chapter]):
     """From a results folder to the chapters of an experiment that has sections."""
-    return lambda root, only: [write(section) for section in read(root, name, only)]
+    return lambda root, only: [write(section) for section in read(root, name, only=only)]
 
 
 CHAPTERS: dict[str, Callable[[Path, str | None], list[Chapter]]] = {
-    "niah": _sections(_needle_sections, "niah", needles),
+    "niah": _sections(results.sections, "niah", needles),
     "ruler": _sections(suites.sections, "ruler", suite),
     "reasoning": _sections(suites.sections, "reasoning", suite),
     "longbench": _sections(longbench_tables.sections, "longbench", longbench),

@@ -7,15 +7,14 @@ import torch
 
 import bsfa
 from bsfa import InputError
-from bsfa.calibration import midway, top_maxima
+from bsfa.calibration import layer_cuts
 from bsfa.methods import Bsfa, Call
 
 
 def test_cuts_are_midway_between_the_kth_and_the_next_block_off_the_band():
     torch.manual_seed(0)
     q, k = torch.randn(1, 700, 2, 16), torch.randn(1, 700, 1, 16)
-    [(grid, _, maxima)] = Call(0, q, k, k).attend_and_maxima(8)
-    cuts = midway(top_maxima(grid, maxima, 21), [1, 3, 20])
+    _, cuts = layer_cuts(Call(0, q, k, k), [1, 3, 20])
     scores = 0.25 * q[0, :, 1] @ k[0, :, 0].T
     for i in range(6):
         rows = scores[128 * i : 128 * (i + 1)]
@@ -25,11 +24,14 @@ def test_cuts_are_midway_between_the_kth_and_the_next_block_off_the_band():
             assert cuts[n, 0, 1, i].item() == pytest.approx(expected)
 
 
-def test_a_long_text_is_cut_as_its_chunks_are(tiny_model, monkeypatch):
-    tokens = torch.randint(3, 100, (1, 900))
-    whole = bsfa.calibrate(tiny_model, [tokens], [2, 4], progress=False).values
+def test_a_long_text_is_cut_as_its_chunks_are(monkeypatch):
+    torch.manual_seed(0)
+    q = torch.randn(1, 900, 1, 16)
+    out, whole = layer_cuts(Call(0, q, q, q), [2, 4])
     monkeypatch.setattr("bsfa.calibration.CHUNK_BLOCKS", 2)
-    torch.testing.assert_close(bsfa.calibrate(tiny_model, [tokens], [2, 4], progress=False).values, whole)
+    chunked, cuts = layer_cuts(Call(0, q, q, q), [2, 4])
+    assert torch.equal(cuts, whole)
+    torch.testing.assert_close(chunked, out)
 
 
 @pytest.fixture
@@ -51,7 +53,7 @@ def test_texts_side_by_side_are_those_read_one_by_one(tiny_model, two_threads):
 
 def test_what_goes_wrong_in_a_text_is_said_and_the_model_is_as_before(tiny_model, two_threads, monkeypatch):
     before = tiny_model.config._attn_implementation
-    monkeypatch.setattr("bsfa.calibration.midway", lambda *_: pytest.fail("no memory"))
+    monkeypatch.setattr("bsfa.calibration.layer_cuts", lambda *_: pytest.fail("no memory"))
     with pytest.raises(pytest.fail.Exception, match="no memory"):
         bsfa.calibrate(tiny_model, list(torch.randint(3, 100, (4, 1, 300))), [1], progress=False)
     assert tiny_model.config._attn_implementation == before

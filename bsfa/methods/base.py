@@ -97,17 +97,7 @@ class PackedCall(Call):
         if blocks is not None:
             raise NotImplementedError("block lists are for one sequence a call, not for a packed batch")
         return attend_varlen(
-            self.q,
-            self.k,
-            self.v,
-            self.packing,
-            causal=True,
-            softmax_scale=self.softmax_scale,
-            window_size=self.window_size,
-            softcap=self.softcap,
-            gate=gate,
-            return_lse=self.return_lse,
-            backend=self.backend,
+            self.q, self.k, self.v, self.packing, gate=gate, return_lse=self.return_lse, **self._options
         )
 
     def alone(self) -> Iterator[Call]:

@@ -134,6 +134,9 @@ def test_a_finished_command_does_nothing_again(ran, model_folder, tasks):
     assert {name: content for name, content in snapshot(ran).items() if name not in drawn} == {
         name: content for name, content in before.items() if name not in drawn
     }
+    last = snapshot(ran)
+    assert run_here(*arguments).out.count("0 of them to do") == 2
+    assert snapshot(ran) == last
     assert not any(str(tasks).encode() in content for content in before.values())
 
 
