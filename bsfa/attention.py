@@ -52,14 +52,20 @@ class Attended:
         return cls(out, None, SkipStats(total, total))
 
     @classmethod
-    def joined(cls, parts: Sequence[Attended]) -> Attended:
-        """Calls of one sequence each as one packed batch: ``out`` (total_q, Hq, D), ``lse`` (Hq, total_q)."""
-        lses = [part.lse[0] for part in parts if part.lse is not None]
-        return cls(
-            torch.cat([part.out[0] for part in parts]),
-            torch.cat(lses, dim=-1) if lses else None,
-            SkipStats(torch.cat([part.stats.kept for part in parts]), torch.cat([part.stats.total for part in parts])),
+    def joined(cls, parts: Sequence[Attended], q: torch.Tensor, packing: Packing) -> Attended:
+        """Calls of one sequence each as one over q, see `attend_varlen`."""
+        *planes, rows, heads, _ = q.shape
+        out, lse = q.new_zeros(q.shape), q.new_full((*planes, heads, rows), -math.inf, dtype=torch.float32)
+        for own, own_lse, part in zip(
+            packing.queries_of(out), packing.queries_of(lse.transpose(-1, -2)[..., None]), parts, strict=True
+        ):
+            own.copy_(part.out[0])
+            if part.lse is not None:
+                own_lse.copy_(part.lse[0].transpose(0, 1)[..., None])
+        stats = SkipStats(
+            torch.cat([part.stats.kept for part in parts]), torch.cat([part.stats.total for part in parts])
         )
+        return cls(out, lse if parts[0].lse is not None else None, stats)
 
 
 def attend(
@@ -217,53 +223,55 @@ def attend_varlen(
     return_lse: bool = False,
     backend: Backend = "auto",
 ) -> Attended:
-    """`attend` over a packed batch: q (total_q, Hq, D), k and v (total_k, Hkv, D), the rest as there.
+    """`attend` over sequences of several lengths, the rest as there.
 
-    On the CUDA backend one launch serves all sequences, and cumulative lengths that lie on the GPU are not read, for
-    that would wait for it: as in flash-attn, they have to be right.
+    On the CUDA backend one launch serves all sequences, and spans that lie on the GPU are not read, for that would wait
+    for it: as in flash-attn, they have to be right.
+
+    Parameters
+    ----------
+    q : (total_q, Hq, D), or padded (B, Sq, Hq, D)
+    k, v : (total_k, Hkv, D), or (B, Sk, Hkv, D)
 
     Returns
     -------
-    Attended with ``out`` (total_q, Hq, D), ``lse`` fp32 (Hq, total_q), statistics (B, Hq).
+    Attended with ``out`` as q, ``lse`` fp32 (Hq, total_q) or (B, Hq, Sq), statistics (B, Hq). Padding queries have 0
+    and -inf.
 
     Raises
     ------
     InputError
-        As in `attend`; cumulative lengths that do not fit, see `Packing.spans`.
+        As in `attend`; packed sequences that do not lie one after the other, see `Packing.check`.
     """
-    if not q.dim() == k.dim() == v.dim() == 3:
-        raise InputError(f"packed q, k, v must be (total, heads, head size), got {q.dim()}, {k.dim()}, {v.dim()} axes")
-    check_qkv(q[None], k[None], v[None])
+    packed = q.dim() == 3
+    check_qkv(*(x[None] if packed else x for x in (q, k, v)))
     scale = check_scale(q, softmax_scale)
     if pick_backend(backend, q.device) == "reference":
-        return Attended.joined(
-            [
-                attend(
-                    q[queries][None],
-                    k[keys][None],
-                    v[keys][None],
-                    causal=causal,
-                    softmax_scale=scale,
-                    window_size=window_size,
-                    softcap=softcap,
-                    gate=gate,
-                    return_lse=return_lse,
-                    backend="reference",
-                )
-                for queries, keys in packing.spans(len(q), len(k))
-            ]
-        )
+        parts = [
+            attend(
+                *alone,
+                causal=causal,
+                softmax_scale=scale,
+                window_size=window_size,
+                softcap=softcap,
+                gate=gate,
+                return_lse=return_lse,
+                backend="reference",
+            )
+            for alone in packing.alone(q, k, v)
+        ]
+        return Attended.joined(parts, q, packing)
     _check_cuda(q, window_size, softcap)
-    if packing.cu_seqlens_q.device.type == packing.cu_seqlens_k.device.type == "cpu":
-        packing.spans(len(q), len(k))
+    if packed and packing.queries.device.type == packing.keys.device.type == "cpu":
+        packing.check(len(q), len(k))
     packing = packing.to(q.device)
     with torch.no_grad():
         out, lse, kept = cuda.attend_varlen(
             q,
             k,
             v,
-            packing.cu_seqlens_q,
-            packing.cu_seqlens_k,
+            packing.queries,
+            packing.keys,
             packing.max_seqlen_q,
             packing.max_seqlen_k,
             softmax_scale=scale,

@@ -1,8 +1,8 @@
 """The CUDA backend: `kernels/` behind torch custom ops.
 
-Three calls: `attend` (dense, gated or by index lists), `attend_varlen` (packed sequences), `block_maxima` (for
-calibration). All of them run on the current stream of the tensors' device, never wait for the GPU, and may be traced
-by ``torch.compile`` or captured in a CUDA graph (after a first call, which compiles and loads the kernel).
+Three calls: `attend` (dense, gated or by index lists), `attend_varlen` (packed or padded sequences), `block_maxima`
+(for calibration). All of them run on the current stream of the tensors' device, never wait for the GPU, and may be
+traced by ``torch.compile`` or captured in a CUDA graph (after a first call, which compiles and loads the kernel).
 
 `KERNELS` lists the kernels, the better ones first; a call takes the first that serves its device, or the one it names.
 """
@@ -81,16 +81,16 @@ def attend(
     lse : fp32 (B, Hq, Sq), or None
     kept : int64 (B, Hq), the blocks kept, or None
     """
-    lengths = (None, None, q.shape[1], k.shape[1])
-    return _attend(q, k, v, lengths, gate, block_lists, softmax_scale, causal, return_lse, return_stats, kernel)
+    where = (None, None, q.shape[1], k.shape[1])
+    return _attend(q, k, v, where, gate, block_lists, softmax_scale, causal, return_lse, return_stats, kernel)
 
 
 def attend_varlen(
     q: Tensor,
     k: Tensor,
     v: Tensor,
-    cu_seqlens_q: Tensor,
-    cu_seqlens_k: Tensor,
+    spans_q: Tensor,
+    spans_k: Tensor,
     max_seqlen_q: int,
     max_seqlen_k: int,
     *,
@@ -102,13 +102,14 @@ def attend_varlen(
     return_stats: bool = False,
     kernel: str | None = None,
 ) -> tuple[Tensor, Tensor | None, Tensor | None]:
-    """`attend` over packed sequences.
+    """`attend` over sequences of several lengths.
 
     Parameters
     ----------
-    q : (total_q, Hq, D)
-    k, v : (total_k, Hkv, D)
-    cu_seqlens_q, cu_seqlens_k : int32 (B + 1,)
+    q : (total_q, Hq, D), all sequences in it, or (B, Sq, Hq, D), one in each
+    k, v : (total_k, Hkv, D), or (B, Sk, Hkv, D)
+    spans_q, spans_k : int32 (B, 2)
+        A sequence's first row and its end.
     gate : ResolvedGate, optional
         Its ``threshold`` and ``relative`` are whole tables, fp32 (Hq, n): each sequence reads them by absolute
         position, clamped to the last column.
@@ -117,12 +118,12 @@ def attend_varlen(
 
     Returns
     -------
-    out : (total_q, Hq, D), contiguous
-    lse : fp32 (Hq, total_q), or None
+    out : as q, contiguous; where each sequence has its own, 0 outside of it
+    lse : fp32 (Hq, total_q), or (B, Hq, Sq) with -inf outside, or None
     kept : int64 (B, Hq), or None
     """
-    lengths = (cu_seqlens_q, cu_seqlens_k, max_seqlen_q, max_seqlen_k)
-    return _attend(q, k, v, lengths, gate, block_lists, softmax_scale, causal, return_lse, return_stats, kernel)
+    where = (spans_q, spans_k, max_seqlen_q, max_seqlen_k)
+    return _attend(q, k, v, where, gate, block_lists, softmax_scale, causal, return_lse, return_stats, kernel)
 
 
 def block_maxima(q: Tensor, k: Tensor, *, softmax_scale: float, causal: bool, kernel: str | None = None) -> Tensor:
@@ -140,7 +141,7 @@ def _attend(
     q: Tensor,
     k: Tensor,
     v: Tensor,
-    lengths: tuple[Tensor | None, Tensor | None, int, int],
+    where: tuple[Tensor | None, Tensor | None, int, int],
     gate: ResolvedGate | None,
     block_lists: BlockLists | None,
     softmax_scale: float,
@@ -149,12 +150,12 @@ def _attend(
     return_stats: bool,
     kernel: str | None,
 ) -> tuple[Tensor, Tensor | None, Tensor | None]:
-    """The op, with None for what was not asked for. ``lengths``: cumulative ones where packed, and the longest."""
+    """The op, with None for what was not asked for. ``where``: the spans, if any, and the longest sequences."""
     out, *extras = torch.ops.bsfa.attention.default(
         q,
         k,
         v,
-        *lengths,
+        *where,
         *_gate_arguments(gate),
         block_lists.indices if block_lists else None,
         block_lists.counts if block_lists else None,
@@ -182,8 +183,8 @@ def _attention(
     q: Tensor,
     k: Tensor,
     v: Tensor,
-    cu_seqlens_q: Tensor | None,
-    cu_seqlens_k: Tensor | None,
+    spans_q: Tensor | None,
+    spans_k: Tensor | None,
     max_seqlen_q: int,
     max_seqlen_k: int,
     threshold: Tensor | None,
@@ -201,7 +202,7 @@ def _attention(
     kernel: str | None,
 ) -> list[Tensor]:
     """out, and those of lse and kept that were asked for: a tensor nobody looks at costs microseconds too."""
-    outputs = _outputs(q, cu_seqlens_q, return_lse, return_stats)
+    outputs = _outputs(q, spans_q, return_lse, return_stats)
     out, lse, kept = outputs[0], outputs[1] if return_lse else None, outputs[-1] if return_stats else None
     if out.numel() == 0:
         return outputs
@@ -217,16 +218,17 @@ def _attention(
     a.out = out.data_ptr()
     a.lse = lse.data_ptr() if lse is not None else None
     a.kept = kept.data_ptr() if kept is not None else None
-    if cu_seqlens_q is not None and cu_seqlens_k is not None:
-        cu_seqlens_q, cu_seqlens_k = _int32(cu_seqlens_q), _int32(cu_seqlens_k)
-        a.cu_q, a.cu_k = cu_seqlens_q.data_ptr(), cu_seqlens_k.data_ptr()
-        a.batch, a.total_q = cu_seqlens_q.shape[0] - 1, q.shape[0]
+    if spans_q is not None and spans_k is not None:
+        spans_q, spans_k = spans_q.to(torch.int32), spans_k.to(torch.int32)
+        a.spans_q, a.spans_k = spans_q.data_ptr(), spans_k.data_ptr()
+        a.span_step_q, a.span_step_k = spans_q.stride(0), spans_k.stride(0)
+        a.batch = spans_q.shape[0]
     mode = "all"
     if threshold is not None:
         mode = "gate_lse" if relative_to_lse else "gate_max"
-        a.threshold.set(threshold, by_position=cu_seqlens_q is not None)
+        a.threshold.set(threshold, by_position=spans_q is not None)
         if relative is not None:
-            a.relative.set(relative, by_position=cu_seqlens_q is not None)
+            a.relative.set(relative, by_position=spans_q is not None)
         a.order, a.keep_diagonal, a.keep_first = order, keep_diagonal, keep_first
     if indices is not None and counts is not None:
         indices, counts = _int32(indices), _int32(counts)
@@ -235,8 +237,8 @@ def _attention(
     return outputs
 
 
-def _attention_fake(q, k, v, cu_seqlens_q, cu_seqlens_k, max_seqlen_q, max_seqlen_k, *options):
-    return _outputs(q, cu_seqlens_q, *options[-3:-1])
+def _attention_fake(q, k, v, spans_q, spans_k, max_seqlen_q, max_seqlen_k, *options):
+    return _outputs(q, spans_q, *options[-3:-1])
 
 
 def _block_maxima(q: Tensor, k: Tensor, softmax_scale: float, causal: bool, kernel: str | None) -> Tensor:
@@ -266,15 +268,16 @@ for _name, _run, _fake in (
     torch.library.register_fake(f"bsfa::{_name}", _fake, lib=_LIBRARY)
 
 
-def _outputs(q: Tensor, cu_seqlens_q: Tensor | None, return_lse: bool, return_stats: bool) -> list[Tensor]:
-    heads = q.shape[-2]
-    outputs = [torch.empty(q.shape, dtype=q.dtype, device=q.device)]
+def _outputs(q: Tensor, spans_q: Tensor | None, return_lse: bool, return_stats: bool) -> list[Tensor]:
+    *planes, rows, heads, _ = q.shape
+    padded = spans_q is not None and planes  # rows that are no sequence's are written here
+    outputs = [q.new_zeros(q.shape) if padded else q.new_empty(q.shape)]
     if return_lse:
-        shape = (q.shape[0], heads, q.shape[1]) if cu_seqlens_q is None else (heads, q.shape[0])
-        outputs.append(torch.empty(shape, dtype=torch.float32, device=q.device))
+        lse = q.new_empty((*planes, heads, rows), dtype=torch.float32)
+        outputs.append(lse.fill_(-math.inf) if padded else lse)
     if return_stats:
-        batch = q.shape[0] if cu_seqlens_q is None else cu_seqlens_q.shape[0] - 1
-        outputs.append(torch.zeros(batch, heads, dtype=torch.int64, device=q.device))
+        batch = q.shape[0] if spans_q is None else spans_q.shape[0]
+        outputs.append(q.new_zeros((batch, heads), dtype=torch.int64))
     return outputs
 
 
@@ -290,6 +293,7 @@ def _describe(
     a = arguments.call
     a.batch, a.q_heads, a.kv_heads = q.shape[0], q.shape[-2], k.shape[-2]
     a.q_length, a.k_length = q_length, k_length
+    a.q_rows, a.packed = q.shape[-3], q.dim() == 3
     a.causal, a.scale = causal, softmax_scale
     return a
 

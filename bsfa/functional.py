@@ -5,6 +5,7 @@ from __future__ import annotations
 import torch
 
 from bsfa.attention import Attended, Backend, attend, attend_varlen
+from bsfa.errors import InputError
 from bsfa.gates import Gate
 from bsfa.packing import Packing
 
@@ -120,11 +121,13 @@ def flash_attn_varlen_func(
     out (total_q, Hq, D); lse fp32 (Hq, total_q); statistics (B, Hq). See `flash_attn_func`.
     """
     _refuse(dropout_p, alibi_slopes, return_attn_probs, block_table)
+    if not q.dim() == k.dim() == v.dim() == 3:
+        raise InputError(f"packed q, k, v must be (total, heads, head size), got {q.dim()}, {k.dim()}, {v.dim()} axes")
     attended = attend_varlen(
         q,
         k,
         v,
-        Packing(cu_seqlens_q, cu_seqlens_k, max_seqlen_q, max_seqlen_k),
+        Packing.cumulative(cu_seqlens_q, cu_seqlens_k, max_seqlen_q, max_seqlen_k),
         causal=causal,
         softmax_scale=softmax_scale,
         window_size=window_size,

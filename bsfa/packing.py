@@ -1,8 +1,9 @@
-"""Where the sequences of a packed batch lie, known on the device: nothing but `Packing.spans` waits for a GPU."""
+"""Where the sequences of a batch lie, known on the device: only `check`, `alone` and `queries_of` wait for a GPU."""
 
 from __future__ import annotations
 
 import itertools
+from collections.abc import Iterator
 from dataclasses import dataclass
 from functools import cached_property
 
@@ -14,47 +15,57 @@ from bsfa.errors import InputError
 
 @dataclass(frozen=True, eq=False)
 class Packing:
-    """Sequences one after the other, as flash-attn's varlen calls have them.
+    """A span of rows a sequence: packed, in q (total_q, Hq, D) that holds them all; padded, in its own (Sq, Hq, D).
 
     Parameters
     ----------
-    cu_seqlens_q, cu_seqlens_k : int32 or int64 (B + 1,)
-        Cumulative sequence lengths, from 0 to the total.
+    queries, keys : int32 or int64 (B, 2)
+        A sequence's first row and its end.
     max_seqlen_q, max_seqlen_k : int
         The longest sequence's.
-
-    Raises
-    ------
-    InputError
-        Shapes or dtypes that are not these. What the tensors hold is not read.
     """
 
-    cu_seqlens_q: torch.Tensor
-    cu_seqlens_k: torch.Tensor
+    queries: torch.Tensor
+    keys: torch.Tensor
     max_seqlen_q: int
     max_seqlen_k: int
 
-    def __post_init__(self) -> None:
-        for name, cumulative in (("cu_seqlens_q", self.cu_seqlens_q), ("cu_seqlens_k", self.cu_seqlens_k)):
+    @classmethod
+    def cumulative(
+        cls, cu_seqlens_q: torch.Tensor, cu_seqlens_k: torch.Tensor, max_seqlen_q: int, max_seqlen_k: int
+    ) -> Packing:
+        """Sequences one after the other, as flash-attn's varlen calls have them.
+
+        Parameters
+        ----------
+        cu_seqlens_q, cu_seqlens_k : int32 or int64 (B + 1,)
+            Cumulative sequence lengths, from 0 to the total.
+
+        Raises
+        ------
+        InputError
+            Shapes or dtypes that are not these. What the tensors hold is not read.
+        """
+        for name, cumulative in (("cu_seqlens_q", cu_seqlens_q), ("cu_seqlens_k", cu_seqlens_k)):
             if cumulative.dim() != 1 or len(cumulative) < 2 or cumulative.dtype not in (torch.int32, torch.int64):
                 raise InputError(
                     f"{name} must be int32 (B + 1,), from 0 to the total, "
                     f"got {cumulative.dtype} {tuple(cumulative.shape)}"
                 )
-        if len(self.cu_seqlens_q) != len(self.cu_seqlens_k):
+        if len(cu_seqlens_q) != len(cu_seqlens_k):
             raise InputError(
-                f"cu_seqlens_q is for {len(self.cu_seqlens_q) - 1} sequences, "
-                f"cu_seqlens_k for {len(self.cu_seqlens_k) - 1}"
+                f"cu_seqlens_q is for {len(cu_seqlens_q) - 1} sequences, cu_seqlens_k for {len(cu_seqlens_k) - 1}"
             )
+        return cls(cu_seqlens_q.unfold(0, 2, 1), cu_seqlens_k.unfold(0, 2, 1), max_seqlen_q, max_seqlen_k)
 
     def to(self, device: torch.device) -> Packing:
-        if self.cu_seqlens_q.device == device == self.cu_seqlens_k.device:
+        if self.queries.device == device == self.keys.device:
             return self
-        queries, keys = (x.to(device, non_blocking=True) for x in (self.cu_seqlens_q, self.cu_seqlens_k))
+        queries, keys = (x.to(device, non_blocking=True) for x in (self.queries, self.keys))
         return Packing(queries, keys, self.max_seqlen_q, self.max_seqlen_k)
 
-    def spans(self, total_q: int, total_k: int) -> list[tuple[slice, slice]]:
-        """Rows of every sequence in q and in k. Reads the lengths, which waits once for a GPU that holds them.
+    def check(self, total_q: int, total_k: int) -> None:
+        """That packed sequences lie one after the other. Reads the spans, which waits once for a GPU that holds them.
 
         Raises
         ------
@@ -62,21 +73,31 @@ class Packing:
             Cumulative lengths that do not run from 0 to the total, or a longest sequence that is not the longest.
         """
         queries, keys = self._bounds
-        return list(
-            zip(
-                _spans("cu_seqlens_q", queries, total_q, self.max_seqlen_q),
-                _spans("cu_seqlens_k", keys, total_k, self.max_seqlen_k),
-                strict=True,
-            )
-        )
+        _check("cu_seqlens_q", queries, total_q, self.max_seqlen_q)
+        _check("cu_seqlens_k", keys, total_k, self.max_seqlen_k)
+
+    def alone(
+        self, q: torch.Tensor, k: torch.Tensor, v: torch.Tensor
+    ) -> Iterator[tuple[torch.Tensor, torch.Tensor, torch.Tensor]]:
+        """q (1, its queries, Hq, D) and k, v (1, its keys, Hkv, D) of each sequence; see `check`."""
+        if q.dim() == 3:
+            self.check(len(q), len(k))
+        _, keys = self._bounds
+        for own_q, own_k, own_v in zip(self.queries_of(q), _rows(k, keys), _rows(v, keys), strict=True):
+            yield own_q[None], own_k[None], own_v[None]
+
+    def queries_of(self, x: torch.Tensor) -> Iterator[torch.Tensor]:
+        """The rows of each sequence in what is shaped as q is. Reads the spans, as `check`."""
+        queries, _ = self._bounds
+        return _rows(x, queries)
 
     def total(self, causal: bool) -> torch.Tensor:
         """Blocks of each sequence with at least one visible entry: int64 (B,), see `BlockGrid.total`."""
         return self._causal_total if causal else self._full_total
 
     @cached_property
-    def _bounds(self) -> tuple[list[int], list[int]]:
-        return self.cu_seqlens_q.tolist(), self.cu_seqlens_k.tolist()
+    def _bounds(self) -> tuple[list[list[int]], list[list[int]]]:
+        return self.queries.tolist(), self.keys.tolist()
 
     @cached_property
     def _full_total(self) -> torch.Tensor:
@@ -91,14 +112,19 @@ class Packing:
         return ((seen + BLOCK_K - 1) // BLOCK_K * (first < queries)).sum(1)
 
     def _lengths(self) -> tuple[torch.Tensor, torch.Tensor]:
-        queries, keys = (x.long().diff() for x in (self.cu_seqlens_q, self.cu_seqlens_k))
+        queries, keys = (x.long().diff()[:, 0] for x in (self.queries, self.keys))
         return queries, keys
 
 
-def _spans(name: str, bounds: list[int], total: int, longest: int) -> list[slice]:
+def _rows(x: torch.Tensor, spans: list[list[int]]) -> Iterator[torch.Tensor]:
+    planes = [x] * len(spans) if x.dim() == 3 else x
+    return (plane[start:end] for plane, (start, end) in zip(planes, spans, strict=True))
+
+
+def _check(name: str, spans: list[list[int]], total: int, longest: int) -> None:
+    bounds = [spans[0][0], *(end for _, end in spans)]
     lengths = [b - a for a, b in itertools.pairwise(bounds)]
     if bounds[0] != 0 or bounds[-1] != total or min(lengths) < 0:
         raise InputError(f"{name} must rise from 0 to {total}, got {bounds}")
     if max(lengths) > longest:
         raise InputError(f"{name} holds a sequence of {max(lengths)}, longer than the stated {longest}")
-    return [slice(a, b) for a, b in itertools.pairwise(bounds)]

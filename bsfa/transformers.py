@@ -99,7 +99,7 @@ def apply(
     applied = Applied()
     # A forward pass hands one mask, or two where some layers slide, to all of its layers: each is read once. As keys
     # tensors count by identity.
-    padding, packing = lru_cache(maxsize=2)(Padding.of), lru_cache(maxsize=1)(Packing)
+    padding, packing = lru_cache(maxsize=2)(Padding.of), lru_cache(maxsize=1)(Packing.cumulative)
     adapter = _Adapter(method.bind(info), method.packs, backend, clock, applied, padding, packing)
     name = f"bsfa-{next(_serial)}"  # and no more: one with "flash" in it would be looked up on the hub
     decoder = model.get_decoder()

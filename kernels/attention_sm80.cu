@@ -79,8 +79,8 @@ struct Rows {
   int length;
 
   Rows() = default;
-  __device__ Rows(const Tensor& t, int batch, int head, int start, int length)
-      : data(t.data + batch * t.batch_stride + head * t.head_stride + start * t.row_stride),
+  __device__ Rows(const Tensor& t, int plane, int head, int start, int length)
+      : data(t.data + plane * t.batch_stride + head * t.head_stride + start * t.row_stride),
         stride(t.row_stride),
         length(length) {}
 };
@@ -112,10 +112,10 @@ struct Cta {
 
   Cta() = default;
   __device__ Cta(const Arguments& arguments, int kv, int item) : work(arguments.call, kv, item) {
-    int batch = arguments.call.cu_q ? 0 : work.batch;
-    q = Rows(arguments.q, batch, work.head, work.q_start, work.q_length);
-    k = Rows(arguments.k, batch, work.kv_head, work.k_start, work.k_length);
-    v = Rows(arguments.v, batch, work.kv_head, work.k_start, work.k_length);
+    int plane = work.plane(arguments.call);
+    q = Rows(arguments.q, plane, work.head, work.q_start, work.q_length);
+    k = Rows(arguments.k, plane, work.kv_head, work.k_start, work.k_length);
+    v = Rows(arguments.v, plane, work.kv_head, work.k_start, work.k_length);
     const Call& a = arguments.call;
     kept = zero = 0;
     threshold = work.look_up(a.threshold, a.scale);
@@ -376,24 +376,23 @@ __global__ void __launch_bounds__(kThreads, 2) attention(const __grid_constant__
   // ---- the end ---------------------------------------------------------------------------------------------------
   if constexpr (M != Mode::maxima) {
     if (thread == 0 && a.kept && cta.kept) atomicAdd(a.kept + i64(work.batch) * a.q_heads + work.head, u64(cta.kept));
+    const i64 plane = work.plane(a);
 #pragma unroll
     for (int r = 0; r < kRows; r++) {
       int at = work.q_block * kBlockQ + row_in_block(thread) + 8 * r;
       float sum = quad_sum(row_sum[r]);
       float inverse = sum == 0.f ? 0.f : 1.f / sum;
       if (at >= work.q_length) continue;
-      i64 packed_row = i64(a.cu_q ? work.q_start : i64(work.batch) * a.q_length) + at;
-      u16* out = a.out + (packed_row * a.q_heads + work.head) * D + 2 * (thread % 4);
+      i64 row = work.q_start + at;
+      u16* out = a.out + ((plane * a.q_rows + row) * a.q_heads + work.head) * D + 2 * (thread % 4);
 #pragma unroll
       for (int i = 0; i < D / 8; i++) {
         const float* x = &o[r / 2][i][r % 2 * 2];
         *reinterpret_cast<u32*>(out + 8 * i) = pack<T>(x[0] * inverse, x[1] * inverse);
       }
-      if (a.lse && thread % 4 == 0) {
-        i64 where = a.cu_q ? i64(work.head) * a.total_q + packed_row
-                           : (i64(work.batch) * a.q_heads + work.head) * a.q_length + at;
-        a.lse[where] = sum == 0.f ? -infinity() : row_max[r] * a.scale + __logf(sum);
-      }
+      if (a.lse && thread % 4 == 0)
+        a.lse[(plane * a.q_heads + work.head) * a.q_rows + row] =
+            sum == 0.f ? -infinity() : row_max[r] * a.scale + __logf(sum);
     }
   }
 }

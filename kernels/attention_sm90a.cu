@@ -137,7 +137,7 @@ template <int D> __device__ __forceinline__ void produce(const Arguments& argume
   using L = Layout<D>;
   const Call& a = arguments.call;
   const int lane = threadIdx.x % kWarp;
-  const int batch = a.cu_q ? 0 : cta.work[0].batch;
+  const int plane = cta.work[0].plane(a);
   const int kv_head = cta.work[0].kv_head, k_start = cta.work[0].k_start;
   Place<kStages> stage;
   // What lane l holds of stages is that of the l-th of 32. Lane 0 writes down a stage's words, for it also arrives.
@@ -162,7 +162,7 @@ template <int D> __device__ __forceinline__ void produce(const Arguments& argume
       mbarrier_expect(full, any ? L::k_bytes : 0);
       if (any)
         copy_tile(base + L::k + stage.at * L::k_bytes, &arguments.k, full, 0, k_start + int(any & Visit::block) * kBlockK, 0,
-                  kv_head, batch);
+                  kv_head, plane);
     }
     __syncwarp();
     stage.advance();
@@ -176,17 +176,17 @@ __device__ __forceinline__ void fetch(const Arguments& arguments, const Cta<cons
   const Call& a = arguments.call;
   const Work& work = cta.work[c];
   const bool first_lane = threadIdx.x % kWarp == 0;
-  const int batch = a.cu_q ? 0 : work.batch;
+  const int plane = work.plane(a);
   if (first_lane && work.visits) {
     const u32 full = base + L::q_full + 8 * c;
     mbarrier_expect(full, L::q_bytes);
-    copy_tile(base + L::q + c * L::q_bytes, &arguments.q, full, 0, work.q_start + work.q_block * kBlockQ, 0, work.head, batch);
+    copy_tile(base + L::q + c * L::q_bytes, &arguments.q, full, 0, work.q_start + work.q_block * kBlockQ, 0, work.head, plane);
   }
   __syncwarp();
   if constexpr (M == Mode::maxima) return;
   Place<kSlots> slot;
-  // Rows from here on are another packed sequence's, with whatever is in them.
-  const int end = a.cu_k ? work.k_length : 0x7fffffff;
+  // Rows from here on are another sequence's, or padding, with whatever is in them.
+  const int end = a.spans_k ? work.k_length : 0x7fffffff;
   const int k_start = work.k_start, kv_head = work.kv_head;
   u32 landed_parity = 0;
   auto bring = [&](u32 word) {
@@ -195,7 +195,7 @@ __device__ __forceinline__ void fetch(const Arguments& arguments, const Cta<cons
     const u32 landed = rows < kBlockK ? base + L::v_landed + 8 * c : full;
     if (first_lane) {
       mbarrier_expect(landed, L::k_bytes);
-      copy_tile(to, &arguments.v, landed, 0, k_start + first, 0, kv_head, batch);
+      copy_tile(to, &arguments.v, landed, 0, k_start + first, 0, kv_head, plane);
     }
     __syncwarp();
     if (rows < kBlockK) {
@@ -616,7 +616,8 @@ __device__ __forceinline__ void consume(const Arguments& arguments, const Cta<co
     constexpr int kChunks = D / 8;
     const u32 rows = base + L::q + c * L::q_bytes;
     auto chunk = [&](int row, int n) { return rows + 2 * D * row + 16 * (n ^ row % 8); };
-    const i64 first_row_out = i64(a.cu_q ? work.q_start : i64(work.batch) * a.q_length) + work.q_block * kBlockQ;
+    const i64 first_row = work.q_start + work.q_block * kBlockQ, plane = work.plane(a);
+    const i64 first_row_out = plane * a.q_rows + first_row;
     const int warp_row = int(thread_index() % 128 / kWarp * 16);
 #pragma unroll
     for (int r = 0; r < kRows; r++) {
@@ -628,11 +629,9 @@ __device__ __forceinline__ void consume(const Arguments& arguments, const Cta<co
         const float* x = &o[r / 2][4 * i + r % 2 * 2];
         store_shared(chunk(row, i) + 4 * (lane % 4), pack<T>(x[0] * inverse, x[1] * inverse));
       }
-      if (a.lse && lane % 4 == 0 && work.q_block * kBlockQ + row < work.q_length) {
-        i64 where = a.cu_q ? i64(work.head) * a.total_q + first_row_out + row
-                           : (i64(work.batch) * a.q_heads + work.head) * a.q_length + work.q_block * kBlockQ + row;
-        a.lse[where] = sum == 0.f ? -infinity() : shift[r] * kLn2 + __logf(sum);
-      }
+      if (a.lse && lane % 4 == 0 && work.q_block * kBlockQ + row < work.q_length)
+        a.lse[(plane * a.q_heads + work.head) * a.q_rows + first_row + row] =
+            sum == 0.f ? -infinity() : shift[r] * kLn2 + __logf(sum);
     }
     __syncwarp();
 #pragma unroll

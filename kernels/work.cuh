@@ -28,19 +28,21 @@ struct Table {
 
 // Lengths and strides count elements.
 struct Call {
-  u16* out;                       // (B, Sq, Hq, D) contiguous, or (total_q, Hq, D)
-  float* lse;                     // (B, Hq, Sq), or (Hq, total_q); may be null
+  u16* out;                       // (planes, q_rows, Hq, D) contiguous
+  float* lse;                     // (planes, Hq, q_rows); may be null
   u64* kept;                      // (B, Hq), zeroed by the caller; may be null
   float* maxima;                  // (B, Hq, nQ, nK), filled with -inf by the caller; Mode::maxima
   Table threshold, relative;      // the gate, in units of scale * q.k; no data: no such part
   const i32* indices;             // (B, Hq, nQ, list_width) key blocks, or null: all visible blocks
   const i32* counts;              // (B, Hq, nQ)
-  const i32* cu_q;                // (B + 1) cumulative lengths of packed sequences, or null
-  const i32* cu_k;
+  const i32* spans_q;             // (B, 2) a sequence's first row and end, or null: all rows of its plane
+  const i32* spans_k;
+  i32 span_step_q, span_step_k;   // from a sequence's pair to the next one's; 1: cumulative lengths
   i32 list_width;
   i32 batch, q_heads, kv_heads;
-  i32 q_length, k_length;         // the longest, where sequences are packed
-  i32 total_q;                    // rows of lse where sequences are packed
+  i32 q_length, k_length;         // the longest, where there are spans
+  i32 q_rows;                     // of a plane
+  i32 packed;                     // all sequences lie in one plane, else each has its own
   i32 causal, keep_diagonal, keep_first;
   Order order;
   float scale;                    // softmax scale, positive
@@ -57,7 +59,7 @@ struct Visit {
 // A query block that a CTA computes, and the key blocks it visits.
 struct Work {
   int batch, head, kv_head, q_block;
-  int q_length, k_length, q_start, k_start;  // of this sequence; starts of packed sequences
+  int q_length, k_length, q_start, k_start;  // of this sequence; where it starts in its plane
   int offset;                                // absolute position of the sequence's first query
   int visible;                               // key blocks with a visible entry: 0 .. visible - 1
   int band;                                  // first block of the diagonal band; past all where there is none
@@ -76,10 +78,12 @@ struct Work {
     kv_head = kv % a.kv_heads;
     head = kv_head * group + item % group;
     batch = kv / a.kv_heads;
-    q_start = a.cu_q ? a.cu_q[batch] : 0;
-    k_start = a.cu_k ? a.cu_k[batch] : 0;
-    q_length = a.cu_q ? a.cu_q[batch + 1] - q_start : a.q_length;
-    k_length = a.cu_k ? a.cu_k[batch + 1] - k_start : a.k_length;
+    const i32* span_q = a.spans_q + batch * a.span_step_q;
+    const i32* span_k = a.spans_k + batch * a.span_step_k;
+    q_start = a.spans_q ? span_q[0] : 0;
+    k_start = a.spans_k ? span_k[0] : 0;
+    q_length = a.spans_q ? span_q[1] - q_start : a.q_length;
+    k_length = a.spans_k ? span_k[1] - k_start : a.k_length;
     offset = k_length - q_length;
     int first_row = q_block * kBlockQ;
     int last_row = min(first_row + kBlockQ, q_length) - 1;
@@ -94,6 +98,9 @@ struct Work {
       visits = visible ? a.counts[row] : 0;
     }
   }
+
+  // The plane of q, k, v and out that the sequence lies in.
+  __device__ int plane(const Call& a) const { return a.packed ? 0 : batch; }
 
   // What a table says of this query block, over `scale`: in units of q.k. -inf where there is none.
   __device__ float look_up(const Table& table, float scale) const {

@@ -267,7 +267,7 @@ class TestBehaviour:
             q,
             k,
             v,
-            *cumulative,
+            *(x.unfold(0, 2, 1) for x in cumulative),
             500,
             300,
             softmax_scale=self.scale,
@@ -287,10 +287,44 @@ class TestBehaviour:
             start += n_q
 
     @pytest.mark.parametrize("size", [64, 128])
+    def test_padded_sequences_equal_the_same_sequences_alone(self, attend, kernel, size):
+        q, k, v = draw((3, 500, 600, 4, 2, size))
+        k, v = (x.transpose(1, 2).contiguous().transpose(1, 2) for x in (k, v))  # heads first, as a cache has it
+        spans_q, spans_k = [(200, 500), (0, 129), (3, 3)], [(300, 600), (60, 200), (0, 70)]
+        before = [x.clone() for x in (q, k, v)]
+        for x, spans in ((q, spans_q), (k, spans_k), (v, spans_k)):
+            for plane, (first, end) in zip(x, spans, strict=True):
+                plane[:first], plane[end:] = math.nan, math.nan
+        out, lse, kept = cuda.attend_varlen(
+            q,
+            k,
+            v,
+            *(torch.tensor(x, dtype=torch.int32, device="cuda") for x in (spans_q, spans_k)),
+            300,
+            300,
+            softmax_scale=self.scale,
+            causal=True,
+            gate=absolute(BlockGrid(300, 300), 4, 2.8),
+            return_lse=True,
+            return_stats=True,
+            kernel=kernel,
+        )
+        for b, (rows, keys) in enumerate((slice(*x), slice(*y)) for x, y in zip(spans_q, spans_k, strict=True)):
+            gate = absolute(BlockGrid(rows.stop - rows.start, keys.stop - keys.start), 4, 2.8)
+            alone = [x[b : b + 1, span] for x, span in zip(before, (rows, keys, keys), strict=True)]
+            want, want_lse, want_kept = attend(*alone, gate=gate, return_lse=True, return_stats=True)
+            assert torch.equal(out[b, rows], want[0])
+            assert torch.equal(lse[b, :, rows], want_lse[0])
+            assert torch.equal(kept[b], want_kept[0])
+            out[b, rows], lse[b, :, rows] = 0, -math.inf
+        assert (out == 0).all()
+        assert (lse == -math.inf).all()
+
+    @pytest.mark.parametrize("size", [64, 128])
     @pytest.mark.parametrize("gated", [False, True])
     def test_a_neighbours_bad_values_stay_with_the_neighbour(self, kernel, gated, size):
         q, k, v = (x[0] for x in draw((1, 200, 200, 4, 2, size)))
-        clean = torch.tensor([0, 100, 200], dtype=torch.int32, device="cuda")
+        clean = torch.tensor([[0, 100], [100, 200]], dtype=torch.int32, device="cuda")
         gate = absolute(BlockGrid(100, 100, causal=False), 4, 1.0) if gated else None
 
         def first_sequence():

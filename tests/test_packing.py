@@ -35,7 +35,7 @@ def packed(lengths, heads=4, kv_heads=2, size=16, device="cpu", dtype=torch.floa
 @given(st.lists(st.tuples(st.integers(0, 700), st.integers(0, 700)), min_size=1, max_size=5), st.booleans())
 def test_the_blocks_of_packed_sequences_are_their_grids(lengths, causal):
     longest_q, longest_k = (max(n) for n in zip(*lengths, strict=True))
-    total = Packing(*bounds(lengths), longest_q, longest_k).total(causal)
+    total = Packing.cumulative(*bounds(lengths), longest_q, longest_k).total(causal)
     assert total.tolist() == [BlockGrid(n_q, n_k, causal).total() for n_q, n_k in lengths]
 
 
@@ -49,16 +49,15 @@ def test_the_blocks_of_packed_sequences_are_their_grids(lengths, causal):
 )
 def test_lengths_of_another_shape_are_refused(cumulative, message):
     with pytest.raises(InputError, match=message):
-        Packing(cumulative, torch.zeros(2, dtype=torch.int32), 1, 1)
+        Packing.cumulative(cumulative, torch.zeros(2, dtype=torch.int32), 1, 1)
 
 
-def one_launch(q, k, v, cu_q, cu_k, max_q, max_k, *, gate, softmax_scale, causal, return_lse, return_stats):
+def one_launch(q, k, v, spans_q, spans_k, max_q, max_k, *, gate, softmax_scale, causal, return_lse, return_stats):
     """`cuda.attend_varlen` by the reference, the gate's table read as the kernels read it."""
-    starts_q, starts_k = cu_q.tolist(), cu_k.tolist()
     outs, lses, kepts = [], [], []
-    for b in range(len(starts_q) - 1):
-        n_q, n_k = starts_q[b + 1] - starts_q[b], starts_k[b + 1] - starts_k[b]
-        grid = BlockGrid(n_q, n_k, causal)
+    for rows, keys in zip(spans_q.tolist(), spans_k.tolist(), strict=True):
+        rows, keys = slice(*rows), slice(*keys)
+        grid = BlockGrid(rows.stop - rows.start, keys.stop - keys.start, causal)
         own = None
         if gate is not None:
             first = [max(0, grid.offset + 128 * i) // 128 for i in range(grid.n_q)]
@@ -68,7 +67,6 @@ def one_launch(q, k, v, cu_q, cu_k, max_q, max_k, *, gate, softmax_scale, causal
 
             relative = read(gate.relative) if gate.relative is not None else None
             own = dataclasses.replace(gate, threshold=read(gate.threshold), relative=relative)
-        rows, keys = slice(starts_q[b], starts_q[b + 1]), slice(starts_k[b], starts_k[b + 1])
         out, lse, kept = blockwise.attention(
             q[None, rows], k[None, keys], v[None, keys], grid, softmax_scale=softmax_scale, gate=own, return_lse=True
         )
@@ -118,6 +116,12 @@ def test_lengths_on_a_device_are_not_read():
     gate.__dict__.update(Gate(threshold=0.0).__dict__ | {"threshold": table})
     out, stats = flash_attn_varlen_func(q, k, v, *cumulative, 500, 1000, causal=True, gate=gate, return_skip_stats=True)
     assert (out.shape, stats.kept.shape, stats.total.shape) == (q.shape, (5, 4), (5, 4))
+
+
+def test_a_padded_batch_is_not_taken_for_a_packed_one():
+    q, k, v = (x[None] for x in packed(LENGTHS))
+    with pytest.raises(InputError, match="got 4, 4, 4 axes"):
+        flash_attn_varlen_func(q, k, v, *bounds(LENGTHS), 500, 1000, causal=True)
 
 
 @pytest.mark.usefixtures("as_if_on_a_gpu")

@@ -72,14 +72,14 @@ class Call:
         }
 
     def packed(self, q: torch.Tensor, k: torch.Tensor, v: torch.Tensor, packing: Packing) -> PackedCall:
-        """The call over sequences one after the other: q (total_q, Hq, D), k and v (total_k, Hkv, D)."""
+        """The call over sequences of several lengths, see `PackedCall`."""
         options = {f.name: getattr(self, f.name) for f in fields(Call)}
         return PackedCall(**options | {"q": q, "k": k, "v": v}, packing=packing)
 
 
 @dataclass(frozen=True, kw_only=True)
 class PackedCall(Call):
-    """A `Call` over the sequences of a packed batch: q (total_q, Hq, D), k and v (total_k, Hkv, D).
+    """A `Call` over sequences of several lengths: packed, q (total_q, Hq, D), k and v (total_k, Hkv, D), or padded.
 
     Only what a method that ``packs`` asks of a call works on it.
     """
@@ -95,16 +95,16 @@ class PackedCall(Call):
             Block lists.
         """
         if blocks is not None:
-            raise NotImplementedError("block lists are for one sequence a call, not for a packed batch")
+            raise NotImplementedError("block lists are for one sequence a call, not for a packed or padded batch")
         return attend_varlen(
             self.q, self.k, self.v, self.packing, gate=gate, return_lse=self.return_lse, **self._options
         )
 
     def alone(self) -> Iterator[Call]:
-        """One `Call` a sequence. Reads the lengths, which waits for a GPU that holds them."""
-        for queries, keys in self.packing.spans(len(self.q), len(self.k)):
-            options = {f.name: getattr(self, f.name) for f in fields(Call)}
-            yield Call(**options | {"q": self.q[queries][None], "k": self.k[keys][None], "v": self.v[keys][None]})
+        """One `Call` a sequence. Reads the spans, which waits for a GPU that holds them."""
+        options = {f.name: getattr(self, f.name) for f in fields(Call)}
+        for q, k, v in self.packing.alone(self.q, self.k, self.v):
+            yield Call(**options | {"q": q, "k": k, "v": v})
 
 
 Attend = Callable[[Call], Attended]
