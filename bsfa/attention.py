@@ -276,11 +276,15 @@ def attend_varlen(
             packing.max_seqlen_k,
             softmax_scale=scale,
             causal=causal,
-            gate=gate.resolve_table(q.shape[1], q.device) if gate is not None else None,
+            gate=gate.resolve_table(q.shape[-2], q.device) if gate is not None else None,
             return_lse=return_lse,
             return_stats=True,
         )
     assert kept is not None  # it was asked for
+    if not packed:
+        packing.fill_outside(out, 0.0)
+        if lse is not None:
+            packing.fill_outside(lse.transpose(1, 2), -math.inf)
     total = packing.total(causal)[:, None].expand_as(kept)
     return Attended(_forward_only(out, q, k, v), lse, SkipStats(kept, total))
 

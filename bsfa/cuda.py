@@ -118,8 +118,8 @@ def attend_varlen(
 
     Returns
     -------
-    out : as q, contiguous; where each sequence has its own, 0 outside of it
-    lse : fp32 (Hq, total_q), or (B, Hq, Sq) with -inf outside, or None
+    out : as q, contiguous; rows outside of the spans are not written
+    lse : fp32 (Hq, total_q), or (B, Hq, Sq), or None
     kept : int64 (B, Hq), or None
     """
     where = (spans_q, spans_k, max_seqlen_q, max_seqlen_k)
@@ -270,11 +270,9 @@ for _name, _run, _fake in (
 
 def _outputs(q: Tensor, spans_q: Tensor | None, return_lse: bool, return_stats: bool) -> list[Tensor]:
     *planes, rows, heads, _ = q.shape
-    padded = spans_q is not None and planes  # rows that are no sequence's are written here
-    outputs = [q.new_zeros(q.shape) if padded else q.new_empty(q.shape)]
+    outputs = [q.new_empty(q.shape)]
     if return_lse:
-        lse = q.new_empty((*planes, heads, rows), dtype=torch.float32)
-        outputs.append(lse.fill_(-math.inf) if padded else lse)
+        outputs.append(q.new_empty((*planes, heads, rows), dtype=torch.float32))
     if return_stats:
         batch = q.shape[0] if spans_q is None else spans_q.shape[0]
         outputs.append(q.new_zeros((batch, heads), dtype=torch.int64))

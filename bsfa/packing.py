@@ -1,4 +1,4 @@
-"""Where the sequences of a batch lie, known on the device: only `check`, `alone` and `queries_of` wait for a GPU."""
+"""Where the sequences of a batch lie, on the device: `total` alone does not wait for a GPU."""
 
 from __future__ import annotations
 
@@ -90,6 +90,13 @@ class Packing:
         """The rows of each sequence in what is shaped as q is. Reads the spans, as `check`."""
         queries, _ = self._bounds
         return _rows(x, queries)
+
+    def fill_outside(self, x: torch.Tensor, value: float) -> None:
+        """Of what is shaped as a padded q is, the rows that are no sequence's. Reads the spans, as `check`."""
+        queries, _ = self._bounds
+        for plane, (start, end) in zip(x, queries, strict=True):
+            plane[:start].fill_(value)
+            plane[end:].fill_(value)
 
     def total(self, causal: bool) -> torch.Tensor:
         """Blocks of each sequence with at least one visible entry: int64 (B,), see `BlockGrid.total`."""

@@ -316,9 +316,6 @@ class TestBehaviour:
             assert torch.equal(out[b, rows], want[0])
             assert torch.equal(lse[b, :, rows], want_lse[0])
             assert torch.equal(kept[b], want_kept[0])
-            out[b, rows], lse[b, :, rows] = 0, -math.inf
-        assert (out == 0).all()
-        assert (lse == -math.inf).all()
 
     @pytest.mark.parametrize("size", [64, 128])
     @pytest.mark.parametrize("gated", [False, True])

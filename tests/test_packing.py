@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import dataclasses
+import math
 
 import pytest
 import torch
@@ -54,9 +55,12 @@ def test_lengths_of_another_shape_are_refused(cumulative, message):
 
 def one_launch(q, k, v, spans_q, spans_k, max_q, max_k, *, gate, softmax_scale, causal, return_lse, return_stats):
     """`cuda.attend_varlen` by the reference, the gate's table read as the kernels read it."""
-    outs, lses, kepts = [], [], []
-    for rows, keys in zip(spans_q.tolist(), spans_k.tolist(), strict=True):
+    *planes, n_rows, heads, _ = q.shape
+    out, lse = torch.full_like(q, math.nan), torch.full((*planes, heads, n_rows), math.nan)
+    kepts = []
+    for b, (rows, keys) in enumerate(zip(spans_q.tolist(), spans_k.tolist(), strict=True)):
         rows, keys = slice(*rows), slice(*keys)
+        own_q, own_k, own_v, own_out, own_lse = (x[b] if planes else x for x in (q, k, v, out, lse))
         grid = BlockGrid(rows.stop - rows.start, keys.stop - keys.start, causal)
         own = None
         if gate is not None:
@@ -67,13 +71,11 @@ def one_launch(q, k, v, spans_q, spans_k, max_q, max_k, *, gate, softmax_scale, 
 
             relative = read(gate.relative) if gate.relative is not None else None
             own = dataclasses.replace(gate, threshold=read(gate.threshold), relative=relative)
-        out, lse, kept = blockwise.attention(
-            q[None, rows], k[None, keys], v[None, keys], grid, softmax_scale=softmax_scale, gate=own, return_lse=True
-        )
-        outs.append(out[0])
-        lses.append(lse[0])
+        alone = (own_q[None, rows], own_k[None, keys], own_v[None, keys])
+        options = {"softmax_scale": softmax_scale, "gate": own, "return_lse": True}
+        own_out[rows], own_lse[:, rows], kept = blockwise.attention(*alone, grid, **options)
         kepts.append(kept)
-    return torch.cat(outs), torch.cat(lses, dim=-1), torch.cat(kepts)
+    return out, lse if return_lse else None, torch.cat(kepts)
 
 
 @pytest.fixture
@@ -83,17 +85,17 @@ def as_if_on_a_gpu(monkeypatch):
     monkeypatch.setattr(attention, "_check_cuda", lambda *_: None)
 
 
-@pytest.mark.parametrize(
-    "gate",
-    [
-        None,
-        1.5,
-        torch.linspace(1.0, 2.0, 4),
-        torch.linspace(1.0, 2.5, 6).expand(4, 6),
-        Gate(relative=-2.0, relative_to="lse", order="sink"),
-    ],
-    ids=["dense", "number", "heads", "table", "relative"],
-)
+GATES = {
+    "dense": None,
+    "number": 1.5,
+    "heads": torch.linspace(1.0, 2.0, 4),
+    "table": torch.linspace(1.0, 2.5, 6).expand(4, 6),
+    "relative": Gate(relative=-2.0, relative_to="lse", order="sink"),
+}
+gates = pytest.mark.parametrize("gate", GATES.values(), ids=GATES)
+
+
+@gates
 def test_one_call_gives_what_a_call_a_sequence_gives(gate, as_if_on_a_gpu, monkeypatch):
     monkeypatch.setattr(cuda, "attend_varlen", one_launch)
     q, k, v = packed(LENGTHS)
@@ -105,6 +107,23 @@ def test_one_call_gives_what_a_call_a_sequence_gives(gate, as_if_on_a_gpu, monke
     assert torch.equal(lse, want_lse)
     assert torch.equal(stats.kept, want_stats.kept)
     assert torch.equal(stats.total, want_stats.total)
+
+
+@gates
+def test_one_call_gives_what_a_call_a_padded_sequence_gives(gate, as_if_on_a_gpu, monkeypatch):
+    monkeypatch.setattr(cuda, "attend_varlen", one_launch)
+    torch.manual_seed(0)
+    q, k, v = (torch.randn(3, rows, heads, 16) for rows, heads in ((500, 4), (900, 2), (900, 2)))
+    packing = Packing(
+        torch.tensor([(200, 500), (0, 129), (3, 3)]), torch.tensor([(300, 900), (60, 200), (0, 70)]), 300, 600
+    )
+    options = {"causal": True, "gate": Gate.of(gate), "return_lse": True}
+    found = attention.attend_varlen(q, k, v, packing, **options)
+    want = attention.attend_varlen(q, k, v, packing, **options, backend="reference")
+    assert torch.equal(found.out, want.out)
+    assert torch.equal(found.lse, want.lse)
+    assert torch.equal(found.stats.kept, want.stats.kept)
+    assert torch.equal(found.stats.total, want.stats.total)
 
 
 @pytest.mark.usefixtures("as_if_on_a_gpu")
