@@ -11,7 +11,8 @@ import threading
 from collections.abc import Callable, Iterable, Iterator, Sequence
 from concurrent.futures import ThreadPoolExecutor
 from contextlib import contextmanager
-from dataclasses import dataclass, field
+from dataclasses import asdict, dataclass, field
+from pathlib import Path
 from typing import ClassVar
 
 import torch
@@ -22,6 +23,7 @@ from transformers import PreTrainedModel
 from bsfa.attention import Attended
 from bsfa.blocks import BLOCK_K, BLOCK_Q
 from bsfa.errors import InputError
+from bsfa.finished import Finished
 from bsfa.methods.base import Attend, Call, Method
 from bsfa.model import ModelInfo, describe
 from bsfa.provenance import Provenance
@@ -39,6 +41,7 @@ def calibrate(
     block_size: tuple[int, int] = (BLOCK_Q, BLOCK_K),
     *,
     data: str = "",
+    partial: Path | None = None,
     progress: bool = True,
 ) -> Thresholds:
     """Calibrate BSFA's thresholds on texts; every row of every batch is one.
@@ -57,13 +60,16 @@ def calibrate(
         Only the kernels' own is supported.
     data : str
         The name of the texts, for the file's provenance.
+    partial : Path, optional
+        A folder that keeps what every text gave, so that the same call goes on where it was cut. Remove it afterwards.
     progress : bool
         Show a progress bar.
 
     Raises
     ------
     InputError
-        No text, a k below 1, another block size, a text longer than the model's positions.
+        No text, a k below 1, another block size, a text longer than the model's positions; ``partial`` holds another
+        calibration's.
     """
     ks = tuple(sorted(set(k_values)))
     batches = list(token_batches)
@@ -72,15 +78,17 @@ def calibrate(
     recorder = _Recorder(ks)
     decoder = model.get_decoder()
     device = next(model.parameters()).device
+    origin = Provenance.of(describe(model), batches, data)
+    finished = Finished.of(partial, asdict(origin), ks)
 
-    def read(tokens: torch.Tensor) -> torch.Tensor:
-        return recorder.read(decoder, tokens.to(device))
+    def read(number: int) -> torch.Tensor:
+        return finished.text(number, lambda: {"cuts": recorder.read(decoder, batches[number].to(device))})["cuts"]
 
     with apply(model, recorder), _side_by_side(device, batches) as read_all:
-        found = read_all(read, batches)
+        found = read_all(read, range(len(batches)))
         bar = tqdm(found, "calibrate", len(batches), unit="batch", disable=not progress, file=sys.stderr)
         values = _mean(list(bar), [len(tokens) for tokens in batches])
-    return Thresholds(values, ks, block_size, Provenance.of(describe(model), batches, data))
+    return Thresholds(values, ks, block_size, origin)
 
 
 def check_texts(model: PreTrainedModel, batches: Sequence[torch.Tensor]) -> None:

@@ -21,7 +21,9 @@ from __future__ import annotations
 import sys
 from collections.abc import Iterable, Iterator, Sequence
 from contextlib import contextmanager
-from dataclasses import dataclass, field, replace
+from dataclasses import asdict, dataclass, field, replace
+from functools import partial as with_
+from pathlib import Path
 from typing import ClassVar
 
 import torch
@@ -33,6 +35,7 @@ from bsfa.calibration import check_texts
 from bsfa.cuts import Cuts, check_edges, check_shares
 from bsfa.distance import class_rows, share_gate
 from bsfa.errors import InputError
+from bsfa.finished import Finished
 from bsfa.gates import Gate
 from bsfa.methods.base import Attend, Call, Method
 from bsfa.methods.sdpa import sdpa
@@ -56,6 +59,7 @@ def calibrate_cuts(
     samples: int = 8,
     seed: int = 0,
     data: str = "",
+    partial: Path | None = None,
     progress: bool = True,
 ) -> Cuts:
     """What each cut keeps and costs, on texts; every row of every batch is one.
@@ -83,13 +87,16 @@ def calibrate_cuts(
         Of the draws.
     data : str
         The name of the texts, for the file's provenance.
+    partial : Path, optional
+        A folder that keeps what every text gave, so that the same call goes on where it was cut. Remove it afterwards.
     progress : bool
         Show a progress bar.
 
     Raises
     ------
     InputError
-        No text, one shorter than the tail or longer than the model's positions, a ladder or classes without order.
+        No text, one shorter than the tail or longer than the model's positions, a ladder or classes without order;
+        ``partial`` holds another calibration's.
     """
     batches = list(token_batches)
     check_texts(model, batches)
@@ -103,17 +110,26 @@ def calibrate_cuts(
     ladder = torch.tensor(shares).log()
     gates = [share_gate(relative.expand(info.n_heads)).to(device) for relative in ladder]
     shape = (len(shares), info.n_layers, info.n_heads, len(edges) + 1)
+    origin = Provenance.of(info, batches, data)
+    finished = Finished.of(partial, asdict(origin), list(shares), list(edges), tail, samples, seed)
+
+    def read(tokens: torch.Tensor) -> dict[str, torch.Tensor]:
+        kept, cost = torch.zeros(shape, dtype=torch.float64), torch.zeros(shape, dtype=torch.float64)
+        calls, slopes = _slopes(model, tokens.to(device), tail, samples, generator)
+        for call, slope in zip(calls, slopes, strict=True):
+            blocks, squares = _measure(call, slope, gates, edges)
+            kept[:, call.layer], cost[:, call.layer] = blocks.cpu(), squares.cpu() / (2 * tail)
+        return {"kept": kept, "cost": cost, "draws": generator.get_state()}
+
     kept, cost = torch.zeros(shape, dtype=torch.float64), torch.zeros(shape, dtype=torch.float64)
     bar = tqdm(batches, desc="calibrate cuts", unit="batch", disable=not progress, file=sys.stderr)
     with _frozen(model):
-        for tokens in bar:
-            calls, slopes = _slopes(model, tokens.to(device), tail, samples, generator)
-            for call, slope in zip(calls, slopes, strict=True):
-                blocks, squares = _measure(call, slope, gates, edges)
-                kept[:, call.layer] += blocks.cpu()
-                cost[:, call.layer] += squares.cpu() / (2 * tail)
+        for number, tokens in enumerate(bar):
+            found = finished.text(number, with_(read, tokens))
+            generator.set_state(found["draws"])
+            kept += found["kept"]
+            cost += found["cost"]
     n = sum(len(tokens) for tokens in batches)
-    origin = Provenance.of(info, batches, data)
     return Cuts((kept / n).float(), (cost / n).float(), tuple(shares), tuple(edges), provenance=origin)
 
 

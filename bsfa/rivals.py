@@ -9,9 +9,10 @@ from __future__ import annotations
 import math
 import statistics
 import sys
-from collections import defaultdict
 from collections.abc import Sequence
-from dataclasses import dataclass, field
+from dataclasses import asdict, dataclass, field
+from functools import partial as with_
+from pathlib import Path
 from typing import ClassVar
 
 import torch
@@ -20,11 +21,13 @@ from transformers import PreTrainedModel
 
 from bsfa.attention import Attended
 from bsfa.errors import InputError
+from bsfa.finished import Finished
 from bsfa.methods.base import Attend, Call, Method
 from bsfa.methods.blasst import Blasst, BlasstFit
 from bsfa.methods.minference import HeadPatterns
-from bsfa.model import ModelInfo
+from bsfa.model import ModelInfo, describe
 from bsfa.patterns import A_SHAPE, BLOCK_SPARSE, VERTICAL_SLASH, Pattern, Patterns
+from bsfa.provenance import Provenance
 from bsfa.transformers import Applied, apply
 
 LAMBDAS = tuple(10.0**e for e in (-4.0, -3.5, -3.0, -2.5, -2.0, -1.5, -1.0, -0.5))
@@ -44,6 +47,7 @@ def fit_blasst(
     token_batches: Sequence[torch.Tensor],
     lambdas: Sequence[float] = LAMBDAS,
     *,
+    partial: Path | None = None,
     progress: bool = True,
 ) -> BlasstFit:
     """Fit BLASST's two scalars by least squares of the factor's logarithm against the skip ratio.
@@ -56,17 +60,25 @@ def fit_blasst(
         Token ids without padding, as for `bsfa.calibrate`.
     lambdas : sequence of float
         Thresholds to measure at, between 0 and 1; every text is run once with each.
+    partial : Path, optional
+        A folder that keeps what every text gave, so that the same call goes on where it was cut. Remove it afterwards.
 
     Raises
     ------
     InputError
-        Fewer than two of the measured skip ratios differ and lie between 5 and 95%.
+        Fewer than two of the measured skip ratios differ and lie between 5 and 95%; ``partial`` holds another
+        calibration's.
     """
+    finished = Finished.of(partial, asdict(Provenance.of(describe(model), token_batches, "")), list(lambdas))
+
+    def read(tokens: torch.Tensor, factor: float) -> dict[str, torch.Tensor]:
+        return {"skipped": torch.tensor(_run(model, tokens, Blasst(factor)).skip_ratio(), dtype=torch.float64)}
+
     points = []
-    bar = tqdm(lambdas, desc="blasst", unit="lambda", disable=not progress, file=sys.stderr)
-    for tokens, threshold in ((tokens, threshold) for threshold in bar for tokens in token_batches):
-        factor = threshold * tokens.shape[1]
-        ratio = _run(model, [tokens], Blasst(factor)).skip_ratio()
+    pairs = [(tokens, threshold * tokens.shape[1]) for threshold in lambdas for tokens in token_batches]
+    bar = tqdm(pairs, desc="blasst", unit="text", disable=not progress, file=sys.stderr)
+    for number, (tokens, factor) in enumerate(bar):
+        ratio = float(finished.text(number, with_(read, tokens, factor))["skipped"])
         if FITTED[0] <= ratio <= FITTED[1]:
             points.append((ratio, math.log(factor)))
     if len({ratio for ratio, _ in points}) < 2:
@@ -84,6 +96,7 @@ def search_patterns(
     candidates: Sequence[Pattern] = CANDIDATES,
     ratio: float = 1.0,
     *,
+    partial: Path | None = None,
     progress: bool = True,
 ) -> Patterns:
     """The pattern of every head whose sparse output is closest to the dense one.
@@ -93,7 +106,7 @@ def search_patterns(
 
     Parameters
     ----------
-    model, token_batches
+    model, token_batches, partial
         As for `fit_blasst`.
     candidates : sequence of Pattern
         By default the authors', meant to cost about the same at 30K tokens.
@@ -101,27 +114,34 @@ def search_patterns(
         Multiplies the candidates' sizes while searching: a text's length over 30K keeps their share of it. What is
         found keeps its published size, for `bsfa.methods.MInference` has the same ratio.
     """
-    search = _Search(tuple(candidates), ratio)
-    _run(model, tqdm(token_batches, desc="minference", unit="batch", disable=not progress, file=sys.stderr), search)
-    best = {layer: errors.argmin(0).tolist() for layer, errors in search.errors.items()}
-    return Patterns(tuple(tuple(search.candidates[c] for c in best[layer]) for layer in sorted(best)))
+    origin = Provenance.of(describe(model), token_batches, "")
+    finished = Finished.of(partial, asdict(origin), list(candidates), ratio)
+
+    def read(tokens: torch.Tensor) -> dict[str, torch.Tensor]:
+        search = _Search(tuple(candidates), ratio)
+        _run(model, tokens, search)
+        return {"errors": torch.stack([search.errors[layer] for layer in sorted(search.errors)])}
+
+    bar = tqdm(token_batches, desc="minference", unit="batch", disable=not progress, file=sys.stderr)
+    found = [finished.text(number, with_(read, tokens))["errors"] for number, tokens in enumerate(bar)]
+    errors = torch.stack(found).sum(0)
+    return Patterns(tuple(tuple(candidates[c] for c in best) for best in errors.argmin(1).tolist()))
 
 
-def _run(model: PreTrainedModel, token_batches: Sequence[torch.Tensor], method: Method) -> Applied:
+def _run(model: PreTrainedModel, tokens: torch.Tensor, method: Method) -> Applied:
     decoder, device = model.get_decoder(), next(model.parameters()).device
     with torch.inference_mode(), apply(model, method) as applied:
-        for tokens in token_batches:
-            decoder(input_ids=tokens.to(device), use_cache=False)
+        decoder(input_ids=tokens.to(device), use_cache=False)
     return applied
 
 
 @dataclass(frozen=True, eq=False)
 class _Search(Method):
-    """Dense attention that sums up, on the way, every candidate's error by layer: fp32 (candidates, Hq)."""
+    """Dense attention that keeps, on the way, every candidate's error by layer: fp32 (candidates, Hq)."""
 
     candidates: tuple[Pattern, ...]
     ratio: float
-    errors: dict[int, torch.Tensor] = field(default_factory=lambda: defaultdict(lambda: torch.zeros(())))
+    errors: dict[int, torch.Tensor] = field(default_factory=dict)
 
     name: ClassVar[str] = "pattern-search"
 
@@ -135,5 +155,5 @@ class _Search(Method):
             heads = HeadPatterns.of([candidate] * call.q.shape[2], self.ratio, call.q.device)
             sparse = call.attend(blocks=heads.select(call))
             errors.append((sparse.out.float() - dense.out.float()).square().sum((0, 1, 3)))
-        self.errors[call.layer] = self.errors[call.layer] + torch.stack(errors).cpu()
+        self.errors[call.layer] = torch.stack(errors).cpu()
         return dense

@@ -6,6 +6,7 @@ import dataclasses
 import hashlib
 import itertools
 import logging
+import shutil
 from collections.abc import Iterator, Sequence
 from dataclasses import dataclass
 from pathlib import Path
@@ -125,7 +126,9 @@ class CalibratedFile:
             if not self.path.is_file():
                 log.info("calibrating on %s -> %s", self.calibrated_on, self.path)
                 loaded.check_length(self.texts.length, "calibration.length")
-                self._save(self.rule.make(loaded.model, self.texts.batches(loaded.tokenizer), self.texts))
+                partial = self.path.parent / "texts"
+                self._save(self.rule.make(loaded.model, self.texts.batches(loaded.tokenizer), self.texts, partial))
+                shutil.rmtree(partial, ignore_errors=True)
         return self._read()
 
     def made(self) -> Any:

@@ -68,7 +68,8 @@ class Rule(ABC):
         """
 
     @abstractmethod
-    def make(self, model: PreTrainedModel, texts: list[torch.Tensor], calibration: Calibration) -> Table: ...
+    def make(self, model: PreTrainedModel, texts: list[torch.Tensor], calibration: Calibration, partial: Path) -> Table:
+        """Calibrate; the folder ``partial`` keeps what single texts gave, for a call that goes on with it."""
 
     @abstractmethod
     def load(self, path: Path) -> Any:
@@ -107,8 +108,9 @@ class ThresholdRule(Rule):
             known = ", ".join(map(str, calibration.k_values))
             raise InputError(f"k={method.k} is not calibrated; calibration.k_values holds {known}")
 
-    def make(self, model: PreTrainedModel, texts: list[torch.Tensor], calibration: Calibration) -> Table:
-        return bsfa.calibrate(model, texts, list(calibration.k_values), data=calibration.data)
+    def make(self, model: PreTrainedModel, texts: list[torch.Tensor], calibration: Calibration, partial: Path) -> Table:
+        ks = list(calibration.k_values)
+        return bsfa.calibrate(model, texts, ks, data=calibration.data, partial=partial)
 
     def load(self, path: Path) -> Thresholds:
         return Thresholds.load(path)
@@ -150,8 +152,9 @@ class CutsRule(Rule):
                 f"take longer texts, or method.calibrated.tail={calibration.length}"
             )
 
-    def make(self, model: PreTrainedModel, texts: list[torch.Tensor], calibration: Calibration) -> Table:
-        return bsfa.calibrate_cuts(model, texts, tail=self.tail, samples=self.samples, data=calibration.data)
+    def make(self, model: PreTrainedModel, texts: list[torch.Tensor], calibration: Calibration, partial: Path) -> Table:
+        data = calibration.data
+        return bsfa.calibrate_cuts(model, texts, tail=self.tail, samples=self.samples, data=data, partial=partial)
 
     def load(self, path: Path) -> Cuts:
         return Cuts.load(path)
@@ -172,10 +175,10 @@ class BlasstRule(Rule):
     def check(self, calibration: Calibration, method: DictConfig) -> None:
         """Any text and any share will do."""
 
-    def make(self, model: PreTrainedModel, texts: list[torch.Tensor], calibration: Calibration) -> Table:
+    def make(self, model: PreTrainedModel, texts: list[torch.Tensor], calibration: Calibration, partial: Path) -> Table:
         from bsfa.rivals import fit_blasst  # brings transformers' models, which take seconds to import
 
-        return fit_blasst(model, texts)
+        return fit_blasst(model, texts, partial=partial)
 
     def load(self, path: Path) -> BlasstFit:
         return BlasstFit.load(path)
@@ -191,10 +194,10 @@ class PatternRule(Rule):
     def check(self, calibration: Calibration, method: DictConfig) -> None:
         """Any text and any ratio will do."""
 
-    def make(self, model: PreTrainedModel, texts: list[torch.Tensor], calibration: Calibration) -> Table:
+    def make(self, model: PreTrainedModel, texts: list[torch.Tensor], calibration: Calibration, partial: Path) -> Table:
         from bsfa.rivals import search_patterns
 
-        return search_patterns(model, texts, ratio=calibration.length / SEARCHED_LENGTH)
+        return search_patterns(model, texts, ratio=calibration.length / SEARCHED_LENGTH, partial=partial)
 
     def load(self, path: Path) -> str:
         Patterns.load(path)
