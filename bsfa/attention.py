@@ -54,18 +54,16 @@ class Attended:
     @classmethod
     def joined(cls, parts: Sequence[Attended], q: torch.Tensor, packing: Packing) -> Attended:
         """Calls of one sequence each as one over q, see `attend_varlen`."""
-        *planes, rows, heads, _ = q.shape
-        out, lse = q.new_zeros(q.shape), q.new_full((*planes, heads, rows), -math.inf, dtype=torch.float32)
-        for own, own_lse, part in zip(
-            packing.queries_of(out), packing.queries_of(lse.transpose(-1, -2)[..., None]), parts, strict=True
-        ):
+        out, lses = q.new_zeros(q.shape), [part.lse[0].T[..., None] for part in parts if part.lse is not None]
+        for own, part in zip(packing.queries_of(out), parts, strict=True):
             own.copy_(part.out[0])
-            if part.lse is not None:
-                own_lse.copy_(part.lse[0].transpose(0, 1)[..., None])
-        stats = SkipStats(
-            torch.cat([part.stats.kept for part in parts]), torch.cat([part.stats.total for part in parts])
-        )
-        return cls(out, lse if parts[0].lse is not None else None, stats)
+        lse = q.new_full(q.shape[:-1], -math.inf, dtype=torch.float32) if lses else None
+        if lse is not None:
+            for own, found in zip(packing.queries_of(lse[..., None]), lses, strict=True):
+                own.copy_(found)
+            lse = lse.transpose(-1, -2).contiguous()
+        stats = [torch.cat([getattr(part.stats, name) for part in parts]) for name in ("kept", "total")]
+        return cls(out, lse, SkipStats(*stats))
 
 
 def attend(
