@@ -182,6 +182,24 @@ class TestAgainstTheDefinition:
 
 @pytest.mark.gpu
 @pytest.mark.parametrize("size", [64, 128])
+def test_thresholds_of_every_kind_in_one_call(kernel, size):
+    """Neighbouring query blocks that keep everything, decide by a bar above or below 0, or keep what they must."""
+    q, k, v = draw((2, 900, 1300, 6, 2, size))
+    scale, grid = size**-0.5, BlockGrid(900, 1300, causal=True)
+    kinds = torch.tensor([-math.inf, 2.8, -0.5, math.inf], device="cuda")
+    place = torch.arange(6, device="cuda")[:, None] + torch.arange(grid.n_q, device="cuda")[None, :]
+    gate = ResolvedGate(kinds[place % 4], None, "max", "diagonal", True, False)
+    scores = scale * torch.einsum("bqhd,bkhd->bhqk", q.float(), k.float().repeat_interleave(3, 2))
+    keep, nearest = decide(scores, grid, gate)
+    out, _, kept = cuda.attend(q, k, v, softmax_scale=scale, causal=True, gate=gate, return_stats=True, kernel=kernel)
+    want = reference.attention(q, k, v, grid, softmax_scale=scale, blocks=BlockLists.from_mask(keep))[0]
+    if nearest > 1e-4:
+        assert torch.equal(kept, keep.sum((2, 3)))
+        assert relative_error(out, want) < TOLERANCE[torch.bfloat16]
+
+
+@pytest.mark.gpu
+@pytest.mark.parametrize("size", [64, 128])
 @pytest.mark.parametrize("to", [None, "threshold", "max", "lse"])
 def test_scores_far_below_zero(kernel, size, to):
     """Where no score is above 0 maxima, shifts and bars take ways of their own."""
