@@ -91,6 +91,11 @@ class Folder:
 
     def __init__(self, root: str) -> None:
         self.root = folder.existing(root)
+        if missing := [name for name in (PROMPTS, LENGTHS) if not (self.root / name).is_file()]:
+            raise InputError(
+                f"{self.root} has no {' and no '.join(missing)}: LongBench's repository has both, in LongBench/config; "
+                "put them beside the *.jsonl"
+            )
         self.prompts, self.lengths = (folder.read_json(self.root / name) for name in (PROMPTS, LENGTHS))
 
     def read(self, name: str, samples: int | None) -> DataSet:

@@ -284,6 +284,12 @@ def test_a_damaged_file_is_named_with_its_line(texts, tmp_path, content, message
 
 
 def test_a_folder_without_prompts_is_refused(tmp_path):
+    with pytest.raises(
+        InputError, match=r"has no dataset2prompt\.json and no dataset2maxlen\.json: .* put them beside"
+    ):
+        Folder(str(tmp_path))
+    for name in ("dataset2prompt.json", "dataset2maxlen.json"):
+        (tmp_path / name).write_text("no")
     with pytest.raises(InputError, match=r"dataset2prompt\.json cannot be read"):
         Folder(str(tmp_path))
 
