@@ -18,11 +18,11 @@ their distributions is free here, whatever it does to the distributions of earli
 
 from __future__ import annotations
 
+import functools
 import sys
 from collections.abc import Iterable, Iterator, Sequence
 from contextlib import contextmanager
 from dataclasses import asdict, dataclass, field, replace
-from functools import partial as with_
 from pathlib import Path
 from typing import ClassVar
 
@@ -125,7 +125,7 @@ def calibrate_cuts(
     bar = tqdm(batches, desc="calibrate cuts", unit="batch", disable=not progress, file=sys.stderr)
     with _frozen(model):
         for number, tokens in enumerate(bar):
-            found = finished.text(number, with_(read, tokens))
+            found = finished.text(number, functools.partial(read, tokens))
             generator.set_state(found["draws"])
             kept += found["kept"]
             cost += found["cost"]

@@ -6,12 +6,12 @@
 
 from __future__ import annotations
 
+import functools
 import math
 import statistics
 import sys
 from collections.abc import Sequence
 from dataclasses import asdict, dataclass, field
-from functools import partial as with_
 from pathlib import Path
 from typing import ClassVar
 
@@ -78,7 +78,7 @@ def fit_blasst(
     pairs = [(tokens, threshold * tokens.shape[1]) for threshold in lambdas for tokens in token_batches]
     bar = tqdm(pairs, desc="blasst", unit="text", disable=not progress, file=sys.stderr)
     for number, (tokens, factor) in enumerate(bar):
-        ratio = float(finished.text(number, with_(read, tokens, factor))["skipped"])
+        ratio = float(finished.text(number, functools.partial(read, tokens, factor))["skipped"])
         if FITTED[0] <= ratio <= FITTED[1]:
             points.append((ratio, math.log(factor)))
     if len({ratio for ratio, _ in points}) < 2:
@@ -123,7 +123,7 @@ def search_patterns(
         return {"errors": torch.stack([search.errors[layer] for layer in sorted(search.errors)])}
 
     bar = tqdm(token_batches, desc="minference", unit="batch", disable=not progress, file=sys.stderr)
-    found = [finished.text(number, with_(read, tokens))["errors"] for number, tokens in enumerate(bar)]
+    found = [finished.text(number, functools.partial(read, tokens))["errors"] for number, tokens in enumerate(bar)]
     errors = torch.stack(found).sum(0)
     return Patterns(tuple(tuple(candidates[c] for c in best) for best in errors.argmin(1).tolist()))
 
