@@ -350,6 +350,20 @@ class TestBehaviour:
         q[100:], k[100:], v[100:] = math.nan, math.nan, math.inf
         assert torch.equal(first_sequence(), want)
 
+    def test_chunks_of_whole_blocks_decide_and_answer_as_the_whole_does(self, attend):
+        q, k, v = draw((2, 900, 900, 4, 2, 128))
+        options = {"return_lse": True, "return_stats": True}
+        whole, lse, kept = attend(q, k, v, gate=absolute(BlockGrid(900, 900), 4, 2.8), **options)
+        counted = torch.zeros_like(kept)
+        for first, end in ((0, 256), (256, 640), (640, 900)):
+            gate = absolute(BlockGrid(end - first, end), 4, 2.8)
+            out, own_lse, own_kept = attend(q[:, first:end], k[:, :end], v[:, :end], gate=gate, **options)
+            assert torch.equal(out, whole[:, first:end])
+            assert torch.equal(own_lse, lse[..., first:end])
+            counted += own_kept
+        assert torch.equal(counted, kept)
+        assert 0 < kept.sum() < 8 * BlockGrid(900, 900).total()
+
     def test_a_view_it_cannot_read_in_place_is_copied(self, attend):
         q, k, v = draw(self.shape)
         wide = torch.randn(2, 900, 2, 132, device="cuda").to(k.dtype)
