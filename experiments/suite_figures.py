@@ -40,6 +40,8 @@ def timed(ours: pd.DataFrame, theirs: pd.DataFrame, title: str) -> Figure:
     A panel a length, and a last one for what the paper reports of its own model and device; see `paper.curves`.
     """
     rows = ours.dropna(subset=["ttft_of_dense", "of_dense"])
+    if rows.empty:
+        title += ": no process ran a method and dense both, and the paper's curves stand alone"
     lengths = sorted(rows["length"].unique())
     figure, axes = style.panels(len(lengths) + (not theirs.empty), 4.2, 3.4, sharex=True, sharey=True)
     papers = {_paper_series(*key): line for key, line in theirs.groupby(["method", "length"], dropna=False)}

@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import math
 from pathlib import Path
 
 import numpy as np
@@ -199,6 +200,10 @@ def test_the_figures_have_a_panel_a_length_and_the_papers_beside_them(tmp_path):
     panels = drawn(timed(trade(means(section)), paper.curves("ruler"), section.title))
     assert {title: panels[title] for title in ours} == ours
     assert panels["the paper: Llama-3.1-8B, A100"][0] == "bsfa (the paper, 32K)"
+    apart = trade(means(section)).assign(ttft_of_dense=math.nan)
+    alone = timed(apart, paper.curves("ruler"), section.title)
+    assert list(drawn(alone)) == ["the paper: Llama-3.1-8B, A100"]
+    assert "the paper's curves stand alone" in " ".join(alone.get_suptitle().split())
 
 
 @pytest.mark.parametrize(
