@@ -54,16 +54,13 @@ class Attended:
     @classmethod
     def joined(cls, parts: Sequence[Attended], q: torch.Tensor, packing: Packing) -> Attended:
         """Calls of one sequence each as one over q, see `attend_varlen`."""
-        out, lses = q.new_zeros(q.shape), [part.lse[0].T[..., None] for part in parts if part.lse is not None]
-        for own, part in zip(packing.queries_of(out), parts, strict=True):
-            own.copy_(part.out[0])
-        lse = q.new_full(q.shape[:-1], -math.inf, dtype=torch.float32) if lses else None
-        if lse is not None:
-            for own, found in zip(packing.queries_of(lse[..., None]), lses, strict=True):
-                own.copy_(found)
-            lse = lse.transpose(-1, -2).contiguous()
-        stats = [torch.cat([getattr(part.stats, name) for part in parts]) for name in ("kept", "total")]
-        return cls(out, lse, SkipStats(*stats))
+        out = packing.joined([part.out[0] for part in parts], q.new_zeros(q.shape))
+        lse = None
+        if lses := [part.lse[0].T[..., None] for part in parts if part.lse is not None]:
+            nothing = q.new_full((*q.shape[:-1], 1), -math.inf, dtype=torch.float32)
+            lse = packing.joined(lses, nothing)[..., 0].transpose(-1, -2).contiguous()
+        kept, total = torch.cat([part.stats.kept for part in parts]), torch.cat([part.stats.total for part in parts])
+        return cls(out, lse, SkipStats(kept, total))
 
 
 def attend(
@@ -262,14 +259,14 @@ def attend_varlen(
     _check_cuda(q, window_size, softcap)
     if packed and packing.queries.device.type == packing.keys.device.type == "cpu":
         packing.check(len(q), len(k))
-    packing = packing.to(q.device)
+    here = packing.to(q.device)
     with torch.no_grad():
         out, lse, kept = cuda.attend_varlen(
             q,
             k,
             v,
-            packing.queries,
-            packing.keys,
+            here.queries,
+            here.keys,
             packing.max_seqlen_q,
             packing.max_seqlen_k,
             softmax_scale=scale,
@@ -279,11 +276,11 @@ def attend_varlen(
             return_stats=True,
         )
     assert kept is not None  # it was asked for
-    if not packed:
+    if not packed:  # by the one that all layers share: it has read its spans once, on whatever device
         packing.fill_outside(out, 0.0)
         if lse is not None:
             packing.fill_outside(lse.transpose(1, 2), -math.inf)
-    total = packing.total(causal)[:, None].expand_as(kept)
+    total = here.total(causal)[:, None].expand_as(kept)
     return Attended(_forward_only(out, q, k, v), lse, SkipStats(kept, total))
 
 

@@ -219,7 +219,7 @@ def _attention(
     a.lse = lse.data_ptr() if lse is not None else None
     a.kept = kept.data_ptr() if kept is not None else None
     if spans_q is not None and spans_k is not None:
-        spans_q, spans_k = spans_q.to(torch.int32), spans_k.to(torch.int32)
+        spans_q, spans_k = spans_q.to(torch.int32), spans_k.to(torch.int32)  # cumulative lengths: overlapping pairs
         a.spans_q, a.spans_k = spans_q.data_ptr(), spans_k.data_ptr()
         a.span_step_q, a.span_step_k = spans_q.stride(0), spans_k.stride(0)
         a.batch = spans_q.shape[0]

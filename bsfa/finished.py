@@ -14,6 +14,7 @@ from safetensors import SafetensorError, safe_open
 from safetensors.torch import save_file
 
 from bsfa.errors import InputError
+from bsfa.whole import whole
 
 
 @dataclass(frozen=True)
@@ -49,10 +50,8 @@ class Finished:
         if path.is_file():
             return self._load(path)
         found = read()
-        self.folder.mkdir(parents=True, exist_ok=True)
-        partial = path.with_name(path.name + ".partial")
-        save_file({name: tensor.contiguous() for name, tensor in found.items()}, partial, {"origin": self.origin})
-        partial.replace(path)
+        with whole(path) as partial:
+            save_file({name: tensor.contiguous() for name, tensor in found.items()}, partial, {"origin": self.origin})
         return found
 
     def _load(self, path: Path) -> dict[str, torch.Tensor]:

@@ -3,7 +3,7 @@
 from __future__ import annotations
 
 import itertools
-from collections.abc import Iterator
+from collections.abc import Iterator, Sequence
 from dataclasses import dataclass
 from functools import cached_property
 
@@ -82,14 +82,16 @@ class Packing:
         """q (1, its queries, Hq, D) and k, v (1, its keys, Hkv, D) of each sequence; see `check`."""
         if q.dim() == 3:
             self.check(len(q), len(k))
-        _, keys = self._bounds
-        for own_q, own_k, own_v in zip(self.queries_of(q), _rows(k, keys), _rows(v, keys), strict=True):
+        queries, keys = self._bounds
+        for own_q, own_k, own_v in zip(_rows(q, queries), _rows(k, keys), _rows(v, keys), strict=True):
             yield own_q[None], own_k[None], own_v[None]
 
-    def queries_of(self, x: torch.Tensor) -> Iterator[torch.Tensor]:
-        """The rows of each sequence in what is shaped as q is. Reads the spans, as `check`."""
+    def joined(self, parts: Sequence[torch.Tensor], x: torch.Tensor) -> torch.Tensor:
+        """x, shaped as q is, with (its queries, ...) of each sequence put in its place. Reads the spans, as `check`."""
         queries, _ = self._bounds
-        return _rows(x, queries)
+        for own, part in zip(_rows(x, queries), parts, strict=True):
+            own.copy_(part)
+        return x
 
     def fill_outside(self, x: torch.Tensor, value: float) -> None:
         """Of what is shaped as a padded q is, the rows that are no sequence's. Reads the spans, as `check`."""

@@ -10,6 +10,7 @@ from typing import NamedTuple
 
 from bsfa.errors import InputError
 from bsfa.model import ModelInfo
+from bsfa.whole import whole
 
 VERTICAL_SLASH, BLOCK_SPARSE, A_SHAPE = "vertical_and_slash", "block_sparse", "stream_llm"  # the files' names
 KINDS = (VERTICAL_SLASH, BLOCK_SPARSE, A_SHAPE)
@@ -60,12 +61,9 @@ class Patterns:
 
     def save(self, path: str | os.PathLike[str]) -> None:
         """Write the file, whole or not at all. The authors' fourth entry, the score in their search, is 0."""
-        path = Path(path)
-        path.parent.mkdir(parents=True, exist_ok=True)
-        partial = path.with_name(path.name + ".partial")
         layers = [{str(h): [*pattern, 0] for h, pattern in enumerate(layer)} for layer in self.layers]
-        partial.write_text(json.dumps(layers), encoding="utf-8")
-        partial.replace(path)
+        with whole(Path(path)) as partial:
+            partial.write_text(json.dumps(layers), encoding="utf-8")
 
     @classmethod
     def load(cls, path: str | os.PathLike[str]) -> Patterns:

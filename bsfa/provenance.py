@@ -18,6 +18,7 @@ from safetensors.torch import save_file
 from bsfa.blocks import BLOCK_K, BLOCK_Q
 from bsfa.errors import InputError
 from bsfa.model import ModelInfo
+from bsfa.whole import whole
 
 SCHEMA = 1
 
@@ -90,15 +91,13 @@ class Provenance:
 
 def write(path: Path, tensors: dict[str, torch.Tensor], settings: dict[str, Any], origin: Provenance) -> None:
     """A safetensors file of fp32 tensors, its settings and where it comes from, whole or not at all."""
-    path.parent.mkdir(parents=True, exist_ok=True)
     metadata = {"schema": SCHEMA, **settings, **dataclasses.asdict(origin)}
-    partial = path.with_name(path.name + ".partial")
-    save_file(
-        {name: tensor.float().contiguous() for name, tensor in tensors.items()},
-        partial,
-        {key: json.dumps(value) for key, value in metadata.items()},
-    )
-    partial.replace(path)
+    with whole(path) as partial:
+        save_file(
+            {name: tensor.float().contiguous() for name, tensor in tensors.items()},
+            partial,
+            {key: json.dumps(value) for key, value in metadata.items()},
+        )
 
 
 def read(

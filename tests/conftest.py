@@ -11,6 +11,8 @@ from hypothesis import settings
 from tokenizers import Regex, Tokenizer, decoders, models, pre_tokenizers
 from transformers import LlamaConfig, LlamaForCausalLM, PreTrainedTokenizerFast
 
+from bsfa import attention
+
 # A tiny model's threads wait for one another longer than they work, and ten times longer where cores are shared.
 torch.set_num_threads(1)
 os.environ["OMP_NUM_THREADS"] = "1"  # of the processes that tests start
@@ -66,3 +68,10 @@ def model_folder(tmp_path_factory: pytest.TempPathFactory) -> Path:
     LlamaForCausalLM(tiny_config()).save_pretrained(folder)
     tiny_tokenizer().save_pretrained(folder)
     return folder
+
+
+@pytest.fixture
+def as_if_on_a_gpu(monkeypatch):
+    """The CUDA backend's path, whatever the tensors' device."""
+    monkeypatch.setattr(attention, "pick_backend", lambda backend, device: "cuda" if backend == "auto" else backend)
+    monkeypatch.setattr(attention, "_check_cuda", lambda *_: None)

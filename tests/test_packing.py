@@ -78,13 +78,6 @@ def one_launch(q, k, v, spans_q, spans_k, max_q, max_k, *, gate, softmax_scale, 
     return out, lse if return_lse else None, torch.cat(kepts)
 
 
-@pytest.fixture
-def as_if_on_a_gpu(monkeypatch):
-    """The CUDA backend's path, whatever the tensors' device."""
-    monkeypatch.setattr(attention, "pick_backend", lambda backend, device: "cuda" if backend == "auto" else backend)
-    monkeypatch.setattr(attention, "_check_cuda", lambda *_: None)
-
-
 GATES = {
     "dense": None,
     "number": 1.5,

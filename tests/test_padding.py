@@ -62,6 +62,7 @@ def test_padding_between(rows, packs):
     [(300, [[60, 300], [0, 280]], 280), (100, [[0, 100], [0, 80]], 100)],
     ids=["whole", "the last chunk"],
 )
+@pytest.mark.usefixtures("as_if_on_a_gpu")
 def test_one_launch_reads_the_batch_in_place(n_queries, queries, longest, monkeypatch):
     call, seen = draw(2, n_queries, 300), []
 
@@ -72,8 +73,6 @@ def test_one_launch_reads_the_batch_in_place(n_queries, queries, longest, monkey
         seen.append((spans_q.tolist(), spans_k.tolist(), longest))
         return q, None, torch.zeros(2, 4, dtype=torch.int64)
 
-    monkeypatch.setattr(attention, "pick_backend", lambda backend, device: "cuda")
-    monkeypatch.setattr(attention, "_check_cuda", lambda *_: None)
     monkeypatch.setattr(cuda, "attend_varlen", launch)
     Padding.of(sides(300, [(60, 0), (0, 20)]), n_queries).attend(attend, True, call)
     assert seen == [(queries, [[60, 300], [0, 280]], (longest, 280))]

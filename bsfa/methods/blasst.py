@@ -25,6 +25,7 @@ from bsfa.gates import Gate
 from bsfa.methods.base import Attend, Call, Method
 from bsfa.methods.parameters import number
 from bsfa.model import ModelInfo
+from bsfa.whole import whole
 
 
 @dataclass(frozen=True)
@@ -84,11 +85,8 @@ class BlasstFit:
 
     def save(self, path: str | os.PathLike[str]) -> None:
         """Write a JSON file, whole or not at all."""
-        path = Path(path)
-        path.parent.mkdir(parents=True, exist_ok=True)
-        partial = path.with_name(path.name + ".partial")
-        partial.write_text(json.dumps(dataclasses.asdict(self)), encoding="utf-8")
-        partial.replace(path)
+        with whole(Path(path)) as partial:
+            partial.write_text(json.dumps(dataclasses.asdict(self)), encoding="utf-8")
 
     @classmethod
     def load(cls, path: str | os.PathLike[str]) -> BlasstFit:
