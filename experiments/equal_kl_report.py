@@ -204,6 +204,7 @@ def figure(rows: pd.DataFrame, title: str) -> Figure:
         for gain in cell.loc[cell["method"] == best, "attention_times_dense"].dropna():
             axis.axvline(gain, label="best dense", **style.CUT)
         axis.set(title=f"{source}, {length} tokens; best dense: {best}", xlabel="dense attention's time / this one's")
+        axis.tick_params(labelbottom=True)
         axis.set_yticks(list(heights.values()), list(heights))
         axis.set_ylim(-0.6, len(heights) - 0.4)
     return style.finish(drawn, title)

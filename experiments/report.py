@@ -104,6 +104,7 @@ def needles(section: Section) -> Chapter:
                 f"{section.name}-curve", "Needles found against blocks skipped, by haystack", figures.curve(section)
             ),
             Drawing(f"{section.name}-heatmap", "Needles found by length and depth", figures.heatmap(section)),
+            _over_time(section, points, paper.curves(section.task)),
         ],
     )
 
@@ -182,7 +183,7 @@ def lm_eval(section: Section) -> Chapter:
     )
 
 
-def _trades(section: Section, ours, theirs) -> list[Drawing]:
+def _trades(section: Section, ours: pd.DataFrame, theirs: pd.DataFrame) -> list[Drawing]:
     """Score against blocks skipped and against time."""
     return [
         Drawing(
@@ -190,12 +191,16 @@ def _trades(section: Section, ours, theirs) -> list[Drawing]:
             "Score in % of dense attention's against blocks skipped",
             suite_figures.skipped(ours, section.title),
         ),
-        Drawing(
-            f"{section.name}-ttft",
-            "Score against TTFT, both in % of dense attention's",
-            suite_figures.timed(ours, theirs, section.title),
-        ),
+        _over_time(section, ours, theirs),
     ]
+
+
+def _over_time(section: Section, ours: pd.DataFrame, theirs: pd.DataFrame) -> Drawing:
+    return Drawing(
+        f"{section.name}-ttft",
+        "Score against TTFT, both in % of dense attention's",
+        suite_figures.timed(ours, theirs, section.title),
+    )
 
 
 def _beside_the_paper(section: Section, points: pd.DataFrame) -> Table:

@@ -68,7 +68,7 @@ def _paper_series(method: str, length: float) -> Series:
 
 def _panel(rows: pd.DataFrame, length: int) -> str:
     tasks = rows.loc[rows["length"] == length, "of_tasks"].max()
-    return f"{length} tokens, {tasks} tasks"
+    return f"{length} tokens" + (f", {tasks} tasks" if tasks > 1 else "")
 
 
 def _lines(axis: Axes, rows: pd.DataFrame, length: int, x: str, drawn: dict[Series, dict[str, Any]]) -> None:
