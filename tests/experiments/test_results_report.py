@@ -190,7 +190,7 @@ def test_the_report_has_every_table_and_figure_and_says_what_was_run(finished):
     name = main.stem
     assert files == {
         *(f"{name}{part}.{kind}" for part in ("", "-cells", "-paper") for kind in ("md", "csv", "tex")),
-        *(f"{name}-{figure}.{kind}" for figure in ("curve", "heatmap") for kind in ("png", "pdf")),
+        *(f"{name}-{figure}.{kind}" for figure in ("curve", "heatmap", "ttft") for kind in ("png", "pdf")),
     }
     text = main.read_text()
     for word in ("niah", "tiny", "float32", "threads", "bsfa", "k=1", "streaming_llm", "sdpa", "prose", "Llama-3.1-8B"):
@@ -258,7 +258,7 @@ def test_a_report_of_runs_on_their_way(command, tmp_path, runs):
         write(tmp_path, *run)
     ended = command("experiment=report", QUIET, f"results={tmp_path}")
     assert ended.status == 0, ended.err
-    assert len(list((tmp_path / "figures").glob("*.png"))) == 2
+    assert len(list((tmp_path / "figures").glob("*.png"))) == 3
 
 
 def test_a_report_of_nothing_says_what_to_run_first(command, tmp_path):

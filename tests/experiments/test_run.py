@@ -182,7 +182,7 @@ def test_a_command_ends_with_its_table_and_where_the_figures_are(command, model_
         assert re.search(r"\| noise +\| streaming_llm +\| local_blocks=4", out)
         assert f"figures: {finished_copy.resolve() / 'figures'}" in out
         assert {path.name.split("-")[-1] for path in (finished_copy / "figures").glob("*.png")} == {
-            "curve.png", "heatmap.png",
+            "curve.png", "heatmap.png", "ttft.png",
         }  # fmt: skip
 
 

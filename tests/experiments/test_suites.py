@@ -195,7 +195,7 @@ def test_the_figures_have_a_panel_a_length_and_the_papers_beside_them(tmp_path):
     ):
         write(tmp_path, EASY_AND_HARD, method, strength, ttft=ttft, lengths=(2048, 4096))
     section = only(tmp_path)
-    ours = {f"{length} tokens, 1 tasks": ["bsfa", "blasst"] for length in (2048, 4096)}
+    ours = {f"{length} tokens": ["bsfa", "blasst"] for length in (2048, 4096)}
     assert drawn(skipped(trade(means(section)), section.title)) == ours
     panels = drawn(timed(trade(means(section)), paper.curves("ruler"), section.title))
     assert {title: panels[title] for title in ours} == ours
