@@ -159,9 +159,9 @@ def _attend(
 ) -> tuple[Tensor, Tensor | None, Tensor | None]:
     """The ops, with None for what was not asked for. ``where``: the spans, if any, and the longest sequences."""
     if gate is not None and gate.screen is not None:
-        threshold, relative, order, _, _, keep_first = _gate_arguments(gate)
-        options = (threshold, relative, order, keep_first, gate.screen, softmax_scale, causal, kernel)
-        block_lists = BlockLists(*torch.ops.bsfa.screen.default(q, k, *where, *options))
+        threshold, relative, order, _, keep_diagonal, keep_first = _gate_arguments(gate)
+        cuts = (threshold, relative, order, keep_diagonal, keep_first, gate.screen)
+        block_lists = BlockLists(*torch.ops.bsfa.screen.default(q, k, *where, *cuts, softmax_scale, causal, kernel))
     out, *extras = torch.ops.bsfa.attention.default(
         q,
         k,
@@ -257,6 +257,7 @@ def _screen(
     threshold: Tensor,
     relative: Tensor | None,
     order: int,
+    keep_diagonal: bool,
     keep_first: bool,
     screen: float,
     softmax_scale: float,
@@ -276,7 +277,7 @@ def _screen(
     a = _describe(arguments, q, k, softmax_scale, causal, max_seqlen_q, max_seqlen_k)
     spans = _spans(a, spans_q, spans_k)
     _cuts(a, threshold, relative, by_position=bool(spans))
-    a.order, a.keep_first = order, keep_first
+    a.order, a.keep_diagonal, a.keep_first = order, keep_diagonal, keep_first
     picked.screen(arguments, q, relative is not None)
     return lists
 

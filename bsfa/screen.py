@@ -43,7 +43,8 @@ def listed(
 
     Returns
     -------
-    bool (G, visible). Blocks of which some row does not see every entry are listed always.
+    bool (G, visible). Blocks of which some row does not see every entry are listed always, as those are that the gate
+    protects.
     """
     assert gate.screen is not None
     visible, full = grid.visible(i), grid.full(i)
@@ -59,6 +60,7 @@ def listed(
     bar = gate.threshold[heads, i, None] / scale
     may = torch.ones(len(queries), len(visible), dtype=torch.bool, device=queries.device)
     most = torch.full_like(scores[..., 0], -torch.inf)
+    protected = gate.protects(grid, i)
     for j in grid.visit(i, gate.order):
         if j not in full:
             continue
@@ -68,7 +70,7 @@ def listed(
             relative = gate.relative[heads, i, None] / scale
             least = torch.fmax(bar, torch.where(relative <= 0, most + relative, -torch.inf))
             most = torch.fmax(most, scores[..., c] - moved[..., c])
-        may[:, c] = (~(scores[..., c] + moved[..., c] < least)).any(-1)
+        may[:, c] = (~(scores[..., c] + moved[..., c] < least)).any(-1) | (j in protected)
     return may
 
 

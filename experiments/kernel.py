@@ -83,8 +83,7 @@ class Grid:
         checks.names("kernel.head_sizes", self.head_sizes, cuda.HEAD_SIZES)
         checks.choice("kernel.dtype", self.dtype, ("bfloat16", "float16"))
         checks.choice("kernel.kernel", self.kernel, (None, *cuda.KERNELS))
-        if not all(type(share) in (int, float) and share > 0 for share in self.screens):
-            raise InputError(f"kernel.screens={self.screens} must be shares above 0 of a bound, such as [0.25,1.0]")
+        checks.screens("kernel.screens", self.screens)
         if not (self.heads and all(_are_heads(pair) for pair in self.heads)):
             raise InputError(f"kernel.heads={self.heads} must be pairs of query and KV heads, such as [[32,8]]")
 

@@ -240,9 +240,10 @@ __device__ __forceinline__ void decide(const Arguments& arguments, const Work& w
     most[r] = -infinity();
   }
 
-  // Blocks that every row sees whole; the others are listed unseen.
+  // Blocks that every row sees whole; the others are listed unseen, as the diagonal band is, where it is kept anyway.
   int clear = work.k_length / kBlockK;
   if (a.causal) clear = min(clear, max(0, work.offset + work.q_block * kBlockQ + 1) / kBlockK);
+  const int always = a.keep_diagonal ? min(clear, work.band) : clear;
   const int row_blocks = (a.q_length + kBlockQ - 1) / kBlockQ;
   const i64 list = (i64(work.batch) * a.q_heads + work.head) * row_blocks + work.q_block;
   i32* indices = arguments.indices + list * a.list_width;
@@ -302,6 +303,7 @@ __device__ __forceinline__ void decide(const Arguments& arguments, const Work& w
     wgmma_wait<1>();
     maxima(0, largest[0]);
     wgmma_wait<0>();
+    __syncwarp();  // its lanes have read what is said of the blocks
     mbarrier_arrive_if(lane == 0, base + L::empty + 8 * stage);
     stage = stage + 1 == kStages ? 0 : stage + 1;
     parity ^= stage == 0;
@@ -332,7 +334,7 @@ __device__ __forceinline__ void decide(const Arguments& arguments, const Work& w
       barrier_or(1 + c, false);
       if (warp == 0) {
         word = load_shared(votes) | load_shared(votes + 4) | load_shared(votes + 8) | load_shared(votes + 12);
-        word |= ~low_bits(clear - first);
+        word |= ~low_bits(always - first);
         if (a.keep_first && first == 0) word |= 1;
         word &= low_bits(work.visible - first) & walk.listed(step);
         const int bit = a.order == Order::ascending ? lane : 31 - lane;

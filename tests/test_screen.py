@@ -161,7 +161,7 @@ class TestOnAGpu:
         want = listed(q, k, grid, resolved, scale)
         indices, counts = torch.ops.bsfa.screen(
             *(q, k, None, None, shape[1], shape[2], resolved.threshold, resolved.relative),
-            *(ORDERS.index(order), False, 0.5, scale, True, None),
+            *(ORDERS.index(order), True, False, 0.5, scale, True, None),
         )
         got = torch.zeros_like(want)
         for row in torch.cartesian_prod(*(torch.arange(n) for n in want.shape[:3])).tolist():
