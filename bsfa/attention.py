@@ -101,8 +101,9 @@ def attend(
     grid = BlockGrid(q.shape[1], k.shape[1], causal, window_size)
     if blocks is not None:
         _check_blocks(blocks, q, grid, gate)
+    _check_screen(gate, softcap)
     if engine == "cuda":
-        _check_cuda(q, window_size, softcap)
+        _check_cuda(q, window_size, softcap, gate)
     resolved = gate.resolve(grid, q.shape[2], q.device) if gate is not None else None
     with torch.no_grad():
         if engine == "cuda":
@@ -256,7 +257,8 @@ def attend_varlen(
             for alone in packing.alone(q, k, v)
         ]
         return Attended.joined(parts, q, packing)
-    _check_cuda(q, window_size, softcap)
+    _check_screen(gate, softcap)
+    _check_cuda(q, window_size, softcap, gate)
     if packed and packing.queries.device.type == packing.keys.device.type == "cpu":
         packing.check(len(q), len(k))
     here = packing.to(q.device)
@@ -319,9 +321,14 @@ def pick_backend(backend: str, device: torch.device) -> str:
     return backend
 
 
-def _check_cuda(q: torch.Tensor, window_size: tuple[int, int], softcap: float) -> None:
+def _check_screen(gate: Gate | None, softcap: float) -> None:
+    if softcap and gate is not None and gate.screen is not None:
+        raise InputError(f"a gate's screen knows no soft cap (screen={gate.screen}, softcap={softcap}); leave one out")
+
+
+def _check_cuda(q: torch.Tensor, window_size: tuple[int, int], softcap: float, gate: Gate | None = None) -> None:
     """What `bsfa.cuda` would refuse."""
-    cuda.check(q)
+    cuda.check(q, screen=gate is not None and gate.screen is not None)
     if tuple(window_size) != (-1, -1) or softcap:
         raise NotImplementedError(
             f"the CUDA kernels have neither sliding windows nor soft caps (window_size={tuple(window_size)}, "

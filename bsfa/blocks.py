@@ -205,7 +205,7 @@ class BlockLists:
     Attributes
     ----------
     indices : int32 (B, Hq, n_q, width)
-        Key blocks, ascending, the first ``counts`` of each row valid.
+        Key blocks, the first ``counts`` of each row valid, in the order of visit.
     counts : int32 (B, Hq, n_q)
     """
 

@@ -15,6 +15,7 @@ from functools import lru_cache
 import torch
 from torch.nn.functional import pad
 
+from bsfa import screen
 from bsfa.blocks import BlockGrid, BlockLists, Tile
 from bsfa.gates import ResolvedGate
 
@@ -167,7 +168,12 @@ def _kept_dots(
             yield head, columns, dots
         return
     dots = _dots(group, grid, i)
-    keep = _decide(dots, grid, i, logits, gate, group.heads)
+    heads = slice(group.heads.start, group.heads.stop)
+    may = None
+    if gate is not None and gate.screen is not None:
+        keys = group.keys[visible.start : visible.stop]
+        may = screen.listed(group.queries[:, grid.rows(i)], keys, grid, i, gate, logits.softmax_scale, heads)
+    keep = _decide(dots, grid, i, logits, gate, heads, may)
     tiles = dots.unflatten(-1, (len(visible), grid.block_k))
     for g, head in enumerate(group.heads):
         kept = keep[g].nonzero().flatten().tolist()
@@ -194,18 +200,25 @@ def _block_max(dots: torch.Tensor, grid: BlockGrid) -> torch.Tensor:
 
 
 def _decide(
-    dots: torch.Tensor, grid: BlockGrid, i: int, logits: Logits, gate: ResolvedGate | None, heads: range
+    dots: torch.Tensor,
+    grid: BlockGrid,
+    i: int,
+    logits: Logits,
+    gate: ResolvedGate | None,
+    heads: slice,
+    may: torch.Tensor | None,
 ) -> torch.Tensor:
-    """Which visible blocks of query block ``i`` each head of a group keeps: bool (G, visible)."""
+    """Which visible blocks of query block ``i`` each head of a group keeps: bool (G, visible). ``may``: the same, those
+    that the gate's screen has left; None for all."""
     visible = grid.visible(i)
+    if may is None:
+        may = torch.ones(dots.shape[0], len(visible), dtype=torch.bool, device=dots.device)
     if gate is None:
-        return torch.ones(len(heads), len(visible), dtype=torch.bool, device=dots.device)
-    group = slice(heads.start, heads.stop)
-    threshold = gate.threshold[group, i]
-    if gate.relative is None:
-        keep = ~(logits(_block_max(dots, grid)) < threshold[:, None])
-    else:
-        keep = _decide_relative(dots, grid, i, logits, gate, threshold, gate.relative[group, i])
+        return may
+    threshold = gate.threshold[heads, i]
+    if gate.relative is not None:
+        return _decide_relative(dots, grid, i, logits, gate, threshold, gate.relative[heads, i], may)
+    keep = may & ~(logits(_block_max(dots, grid)) < threshold[:, None])
     protected = [j - visible.start for j in gate.protects(grid, i)]
     keep[:, protected] = True
     return keep
@@ -219,6 +232,7 @@ def _decide_relative(
     gate: ResolvedGate,
     threshold: torch.Tensor,
     relative: torch.Tensor,
+    may: torch.Tensor,
 ) -> torch.Tensor:
     """The gate with a running statistic, which makes each decision depend on those before it."""
     visible, protected = grid.visible(i), gate.protects(grid, i)
@@ -226,11 +240,11 @@ def _decide_relative(
     row_max = logits(tiles.amax(-1))
     sees = grid.entry_mask(i, visible, dots.device).unflatten(-1, (-1, grid.block_k)).any(-1)
     running = torch.full_like(row_max[..., 0], -torch.inf)
-    keep = torch.zeros(len(relative), len(visible), dtype=torch.bool, device=dots.device)
+    keep = torch.zeros_like(may)
     for j in grid.visit(i, gate.order):
         c = j - visible.start
         bar = torch.fmax(threshold[:, None], running + relative[:, None])
-        keep[:, c] = (~(row_max[..., c] < bar) & sees[:, c]).any(-1)
+        keep[:, c] = may[:, c] & (~(row_max[..., c] < bar) & sees[:, c]).any(-1)
         if j in protected:
             keep[:, c] = True
         if gate.relative_to == "max":

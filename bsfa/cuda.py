@@ -1,8 +1,9 @@
 """The CUDA backend: `kernels/` behind torch custom ops.
 
 Three calls: `attend` (dense, gated or by index lists), `attend_varlen` (packed or padded sequences), `block_maxima`
-(for calibration). All of them run on the current stream of the tensors' device, never wait for the GPU, and may be
-traced by ``torch.compile`` or captured in a CUDA graph (after a first call, which compiles and loads the kernel).
+(for calibration); a gate's screen, where it has one, runs before the first two. All of them run on the current stream
+of the tensors' device, never wait for the GPU, and may be traced by ``torch.compile`` or captured in a CUDA graph
+(after a first call, which compiles and loads the kernel).
 
 `KERNELS` lists the kernels, the better ones first; a call takes the first that serves its device, or the one it names.
 """
@@ -16,7 +17,7 @@ from typing import Any
 import torch
 from torch import Tensor
 
-from bsfa import nvrtc
+from bsfa import launch_screen, nvrtc
 from bsfa.blocks import BLOCK_K, BLOCK_Q, BlockLists
 from bsfa.errors import InputError
 from bsfa.gates import ResolvedGate
@@ -26,11 +27,11 @@ from bsfa.launch_sm90 import SM90A
 
 KERNELS = {kernel.name: kernel for kernel in (SM90A, SM80)}
 HEAD_SIZES = (64, 128)
-MODES = ("all", "gate_max", "gate_lse", "maxima")
+MODES = ("all", "gate_max", "gate_lse", "maxima", "lists", "lists_max")
 
 
-def check(q: Tensor, kernel: str | None = None) -> None:
-    """One clear error where this backend, or one kernel of it, cannot serve a tensor like ``q``.
+def check(q: Tensor, kernel: str | None = None, screen: bool = False) -> None:
+    """One clear error where this backend, or one kernel of it, cannot serve a tensor like ``q``, or a gate's screen.
 
     Raises
     ------
@@ -39,7 +40,12 @@ def check(q: Tensor, kernel: str | None = None) -> None:
     """
     if q.device.type != "cuda":
         raise InputError(f"backend 'cuda' needs tensors on a CUDA device, got {q.device}; move them or use 'reference'")
-    _pick(q.device, kernel)
+    picked = _pick(q.device, kernel)
+    if screen and picked.screen is None:
+        raise InputError(
+            f"a gate's screen runs on compute capability 9.0 alone, not on {torch.cuda.get_device_name(q.device)} with "
+            f"kernel {picked.name}; leave screen out, or use 'reference'"
+        )
     if q.dtype not in DTYPES:
         raise InputError(f"backend 'cuda' serves bfloat16 and float16, got {q.dtype}; cast or use 'reference'")
     if q.shape[-1] not in HEAD_SIZES:
@@ -69,9 +75,10 @@ def attend(
     k, v : (B, Sk, Hkv, D)
         Any strides over the last axis' contiguous one, in multiples of 16 bytes; others are copied.
     gate : ResolvedGate, optional
-        With one threshold (and relative cut) a head and query block of this call, fp32 (Hq, n_q).
+        With one threshold (and relative cut) a head and query block of this call, fp32 (Hq, n_q). One with a
+        ``screen`` makes block lists of its own.
     block_lists : BlockLists, optional
-        Visit these blocks instead of every visible one, without a gate.
+        Visit these blocks instead of every visible one; with a gate, one without a log-sum-exp, in its order of visit.
     kernel : str, optional
         One of `KERNELS` by name, for tests and benchmarks; by default the best for the device.
 
@@ -150,7 +157,11 @@ def _attend(
     return_stats: bool,
     kernel: str | None,
 ) -> tuple[Tensor, Tensor | None, Tensor | None]:
-    """The op, with None for what was not asked for. ``where``: the spans, if any, and the longest sequences."""
+    """The ops, with None for what was not asked for. ``where``: the spans, if any, and the longest sequences."""
+    if gate is not None and gate.screen is not None:
+        threshold, relative, order, _, keep_diagonal, keep_first = _gate_arguments(gate)
+        cuts = (threshold, relative, order, keep_diagonal, keep_first, gate.screen)
+        block_lists = BlockLists(*torch.ops.bsfa.screen.default(q, k, *where, *cuts, softmax_scale, causal, kernel))
     out, *extras = torch.ops.bsfa.attention.default(
         q,
         k,
@@ -218,27 +229,61 @@ def _attention(
     a.out = out.data_ptr()
     a.lse = lse.data_ptr() if lse is not None else None
     a.kept = kept.data_ptr() if kept is not None else None
-    if spans_q is not None and spans_k is not None:
-        spans_q, spans_k = spans_q.to(torch.int32), spans_k.to(torch.int32)  # cumulative lengths: overlapping pairs
-        a.spans_q, a.spans_k = spans_q.data_ptr(), spans_k.data_ptr()
-        a.span_step_q, a.span_step_k = spans_q.stride(0), spans_k.stride(0)
-        a.batch = spans_q.shape[0]
+    spans = _spans(a, spans_q, spans_k)  # which the kernel reads: not to be freed before it is launched
     mode = "all"
     if threshold is not None:
         mode = "gate_lse" if relative_to_lse else "gate_max"
-        a.threshold.set(threshold, by_position=spans_q is not None)
-        if relative is not None:
-            a.relative.set(relative, by_position=spans_q is not None)
+        _cuts(a, threshold, relative, by_position=bool(spans))
         a.order, a.keep_diagonal, a.keep_first = order, keep_diagonal, keep_first
     if indices is not None and counts is not None:
         indices, counts = _int32(indices), _int32(counts)
         a.indices, a.counts, a.list_width = indices.data_ptr(), counts.data_ptr(), indices.shape[-1]
+        mode = {"all": "lists", "gate_max": "lists_max"}[mode]
     picked.launch(arguments, q, mode)
     return outputs
 
 
 def _attention_fake(q, k, v, spans_q, spans_k, max_seqlen_q, max_seqlen_k, *options):
     return _outputs(q, spans_q, *options[-3:-1])
+
+
+def _screen(
+    q: Tensor,
+    k: Tensor,
+    spans_q: Tensor | None,
+    spans_k: Tensor | None,
+    max_seqlen_q: int,
+    max_seqlen_k: int,
+    threshold: Tensor,
+    relative: Tensor | None,
+    order: int,
+    keep_diagonal: bool,
+    keep_first: bool,
+    screen: float,
+    softmax_scale: float,
+    causal: bool,
+    kernel: str | None,
+) -> list[Tensor]:
+    """`BlockLists` of the blocks on which a gate has to decide by exact scores: indices and counts."""
+    lists = _screen_outputs(q, spans_q, max_seqlen_q, max_seqlen_k)
+    if not (q.numel() and k.numel()):
+        lists[1].zero_()
+        return lists
+    check(q, kernel, screen=True)
+    picked = _pick(q.device, kernel)
+    assert picked.screen is not None  # checked
+    q, k = picked.prepare(q), picked.prepare(k)
+    arguments = launch_screen.arguments(q, k, screen, *lists)
+    a = _describe(arguments, q, k, softmax_scale, causal, max_seqlen_q, max_seqlen_k)
+    spans = _spans(a, spans_q, spans_k)
+    _cuts(a, threshold, relative, by_position=bool(spans))
+    a.order, a.keep_diagonal, a.keep_first = order, keep_diagonal, keep_first
+    picked.screen(arguments, q, relative is not None)
+    return lists
+
+
+def _screen_fake(q, k, spans_q, spans_k, max_seqlen_q, max_seqlen_k, *options):
+    return _screen_outputs(q, spans_q, max_seqlen_q, max_seqlen_k)
 
 
 def _block_maxima(q: Tensor, k: Tensor, softmax_scale: float, causal: bool, kernel: str | None) -> Tensor:
@@ -261,6 +306,7 @@ def _block_maxima_fake(q, k, softmax_scale, causal, kernel):
 _LIBRARY = torch.library.Library("bsfa", "DEF")
 for _name, _run, _fake in (
     ("attention", _attention, _attention_fake),
+    ("screen", _screen, _screen_fake),
     ("block_maxima", _block_maxima, _block_maxima_fake),
 ):
     _LIBRARY.define(_name + torch.library.infer_schema(_run, mutates_args=()))
@@ -279,6 +325,14 @@ def _outputs(q: Tensor, spans_q: Tensor | None, return_lse: bool, return_stats: 
     return outputs
 
 
+def _screen_outputs(q: Tensor, spans_q: Tensor | None, q_length: int, k_length: int) -> list[Tensor]:
+    rows = q.shape[0] if spans_q is None else spans_q.shape[0], q.shape[-2], -(-q_length // BLOCK_Q)
+    return [
+        torch.empty((*rows, -(-k_length // BLOCK_K)), dtype=torch.int32, device=q.device),
+        torch.empty(rows, dtype=torch.int32, device=q.device),
+    ]
+
+
 def _maxima_output(q: Tensor, k: Tensor) -> Tensor:
     shape = (q.shape[0], q.shape[2], -(-q.shape[1] // BLOCK_Q), -(-k.shape[1] // BLOCK_K))
     return torch.empty(shape, dtype=torch.float32, device=q.device)
@@ -294,6 +348,23 @@ def _describe(
     a.q_rows, a.packed = q.shape[-3], q.dim() == 3
     a.causal, a.scale = causal, softmax_scale
     return a
+
+
+def _spans(a: Any, spans_q: Tensor | None, spans_k: Tensor | None) -> tuple[Tensor, ...]:
+    """Point at the spans, if there are any. What is returned has to live until the kernel is launched."""
+    if spans_q is None or spans_k is None:
+        return ()
+    spans_q, spans_k = spans_q.to(torch.int32), spans_k.to(torch.int32)  # cumulative lengths: overlapping pairs
+    a.spans_q, a.spans_k = spans_q.data_ptr(), spans_k.data_ptr()
+    a.span_step_q, a.span_step_k = spans_q.stride(0), spans_k.stride(0)
+    a.batch = spans_q.shape[0]
+    return spans_q, spans_k
+
+
+def _cuts(a: Any, threshold: Tensor, relative: Tensor | None, by_position: bool) -> None:
+    a.threshold.set(threshold, by_position)
+    if relative is not None:
+        a.relative.set(relative, by_position)
 
 
 def _int32(x: Tensor) -> Tensor:

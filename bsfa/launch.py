@@ -21,6 +21,23 @@ DTYPES = {torch.bfloat16: "bsfa::bf16", torch.float16: "bsfa::fp16"}
 ORDERS = {"diagonal": 0, "sink": 1, "ascending": 2}
 
 
+class TensorArgument(ctypes.Structure):
+    """`bsfa::Tensor` of ``kernels/work.cuh``."""
+
+    _fields_ = (
+        ("data", ctypes.c_void_p),
+        ("batch_stride", ctypes.c_int64),
+        ("row_stride", ctypes.c_int64),
+        ("head_stride", ctypes.c_int64),
+    )
+
+    @classmethod
+    def of(cls, x: Tensor) -> TensorArgument:
+        """x is (B, S, H, D), or (S, H, D)."""
+        strides = x.stride()
+        return cls(x.data_ptr(), strides[0] if x.dim() == 4 else 0, *strides[-3:-1])
+
+
 class Table(ctypes.Structure):
     """`bsfa::Table` of ``kernels/work.cuh``: fp32 (heads, query blocks)."""
 
@@ -108,6 +125,8 @@ class Kernel:
         Whether it can read a tensor, given an address that is a multiple of 16; others are copied.
     arguments : (q, k, v) -> Structure
         Its argument with the tensors described and a `Call`, zeroed, as ``call``.
+    screen : (arguments, q, relative) -> None, optional
+        Launches a gate's screen, see `bsfa.launch_screen`.
     """
 
     name: str
@@ -117,6 +136,7 @@ class Kernel:
     cta: Callable[[int], Cta]
     readable: Callable[[tuple[int, ...], tuple[int, ...], int], bool]
     arguments: Callable[[Tensor, Tensor, Tensor], Any]
+    screen: Callable[[Any, Tensor, bool], None] | None = None
 
     def prepare(self, x: Tensor) -> Tensor:
         """x itself where the kernel can read it, else a contiguous copy."""

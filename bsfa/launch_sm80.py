@@ -6,18 +6,7 @@ import ctypes
 
 from torch import Tensor
 
-from bsfa.launch import Call, Cta, Kernel, aligned
-
-
-class TensorArgument(ctypes.Structure):
-    """`bsfa::Tensor` of ``kernels/attention_sm80.cu``."""
-
-    _fields_ = (
-        ("data", ctypes.c_void_p),
-        ("batch_stride", ctypes.c_int64),
-        ("row_stride", ctypes.c_int64),
-        ("head_stride", ctypes.c_int64),
-    )
+from bsfa.launch import Call, Cta, Kernel, TensorArgument, aligned
 
 
 class Arguments(ctypes.Structure):
@@ -27,13 +16,7 @@ class Arguments(ctypes.Structure):
 
 
 def arguments(q: Tensor, k: Tensor, v: Tensor) -> Arguments:
-    return Arguments(_describe(q), _describe(k), _describe(v))
-
-
-def _describe(x: Tensor) -> TensorArgument:
-    """x is (B, S, H, D), or (S, H, D)."""
-    strides = x.stride()
-    return TensorArgument(x.data_ptr(), strides[0] if x.dim() == 4 else 0, *strides[-3:-1])
+    return Arguments(TensorArgument.of(q), TensorArgument.of(k), TensorArgument.of(v))
 
 
 def cta(head_size: int) -> Cta:

@@ -9,7 +9,7 @@ from functools import lru_cache
 import torch
 from torch import Tensor
 
-from bsfa import nvrtc
+from bsfa import launch_screen, nvrtc
 from bsfa.blocks import BLOCK_K, BLOCK_Q
 from bsfa.launch import Call, Cta, Kernel, aligned
 
@@ -107,4 +107,5 @@ SM90A = Kernel(
     cta=cta,
     readable=readable,
     arguments=arguments,
+    screen=launch_screen.launch,
 )

@@ -32,19 +32,24 @@ class AtSkip(Method):
     ----------
     cuts : dict of int to fp32 (Hq, n_q)
         By layer; in units of ``softmax_scale * q.k``.
+    screen : float, optional
+        Of the gate.
     """
 
     cuts: dict[int, torch.Tensor]
+    screen: float | None = None
 
     name: ClassVar[str] = "bsfa"
     packs: ClassVar[bool] = True
 
     def bind(self, model: ModelInfo) -> Attend:
-        gates = {layer: Gate(threshold=cuts) for layer, cuts in self.cuts.items()}
+        gates = {layer: Gate(threshold=cuts, screen=self.screen) for layer, cuts in self.cuts.items()}
         return lambda call: call.attend(gate=gates[call.layer])
 
     @classmethod
-    def set(cls, model, read: Callable[[], object], skip: float, backend: Backend) -> AtSkip:
+    def set(
+        cls, model, read: Callable[[], object], skip: float, backend: Backend, screen: float | None = None
+    ) -> AtSkip:
         """The gate for what ``read`` reads through the model, one prompt without padding, in one piece or in chunks.
 
         Each layer is gated as it is set, so that the next one sees what it will see when it is timed.
@@ -52,7 +57,7 @@ class AtSkip(Method):
         setting = _Setting(skip)
         with bsfa.apply(model, setting, backend=backend):
             read()
-        return cls(setting.cuts)
+        return cls(setting.cuts, screen)
 
 
 @dataclass(frozen=True, eq=False)

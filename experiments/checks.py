@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import math
 from collections import Counter
 from collections.abc import Collection, Hashable, Iterable, Sequence
 from typing import TypeVar
@@ -92,6 +93,19 @@ def amounts(setting: str, values: object) -> None:
         raise InputError(f"{setting}={values} must be numbers above 0, such as [0.005,0.02]")
     if twice(values):
         raise InputError(f"{setting}={values} holds a number twice")
+
+
+def screens(setting: str, values: object) -> None:
+    """Refuse anything but a list of shares above 0 of a screen's bound, see `bsfa.screen`.
+
+    Raises
+    ------
+    InputError
+    """
+    if not (isinstance(values, Sequence) and all(type(x) in (int, float) and 0 < x < math.inf for x in values)):
+        raise InputError(f"{setting}={values} must be shares above 0 of a screen's bound, such as [0.25,1.0]")
+    if twice(values):
+        raise InputError(f"{setting}={values} holds a share twice")
 
 
 def shares(setting: str, values: object, least: int) -> None:

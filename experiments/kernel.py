@@ -12,6 +12,7 @@ import json
 import logging
 from collections.abc import Iterator, Sequence
 from dataclasses import dataclass
+from functools import partial
 from pathlib import Path
 from typing import Any
 
@@ -70,6 +71,7 @@ class Grid:
     repeats: int
     seed: int
     kernel: str | None
+    screens: Sequence[float] = ()
 
     def __post_init__(self) -> None:
         checks.counts("kernel.lengths", self.lengths)
@@ -81,6 +83,7 @@ class Grid:
         checks.names("kernel.head_sizes", self.head_sizes, cuda.HEAD_SIZES)
         checks.choice("kernel.dtype", self.dtype, ("bfloat16", "float16"))
         checks.choice("kernel.kernel", self.kernel, (None, *cuda.KERNELS))
+        checks.screens("kernel.screens", self.screens)
         if not (self.heads and all(_are_heads(pair) for pair in self.heads)):
             raise InputError(f"kernel.heads={self.heads} must be pairs of query and KV heads, such as [[32,8]]")
 
@@ -146,37 +149,51 @@ def _record(store: Store, grid: Grid) -> Run:
 
 
 def measure(shape: Shape, skips: Sequence[float], grid: Grid, device: torch.device) -> Iterator[dict[str, Any]]:
-    """One sample a skip ratio: milliseconds of the gated kernel and of every baseline that runs here, and why others do
-    not."""
+    """One sample a skip ratio: milliseconds of the gated kernel, alone and behind a screen, and of every baseline that
+    runs here, and why others do not."""
     q, k, v = draw(shape, grid, device)
     scale = shape.head_size**-0.5
     blocks = BlockGrid(shape.length, shape.length, causal=True)
     maxima = cuda.block_maxima(q, k, softmax_scale=scale, causal=True, kernel=grid.kernel)
     baselines, failed = dense_kernels.that_run(grid.baselines, q, k, v)
+    screens, no_screen = grid.screens, ""
+    try:
+        if screens:
+            cuda.check(q, grid.kernel, screen=True)
+    except InputError as error:
+        screens, no_screen = (), str(error)
     for skip in skips:
         cut = threshold(maxima, skip)
         gate = ResolvedGate(
             torch.full((shape.q_heads, blocks.n_q), cut, device=device), None, "max", "diagonal", True, False
         )
 
-        def gated(gate: ResolvedGate = gate, stats: bool = False) -> tuple[Tensor, Tensor | None, Tensor | None]:
+        def attend(gate: ResolvedGate, stats: bool = False) -> tuple[Tensor, Tensor | None, Tensor | None]:
             return cuda.attend(
                 q, k, v, softmax_scale=scale, causal=True, gate=gate, return_stats=stats, kernel=grid.kernel
             )
 
-        kept = gated(stats=True)[2]
-        assert kept is not None
-        times = in_turns({"bsfa": gated, **baselines}, grid.repeats)
+        def kept(gate: ResolvedGate) -> int:
+            counted = attend(gate, stats=True)[2]
+            assert counted is not None
+            return int(counted.sum())
+
+        screened = {f"screen {share:g}": dataclasses.replace(gate, screen=share) for share in screens}
+        gated = {name: partial(attend, one) for name, one in {"bsfa": gate, **screened}.items()}
+        times = in_turns({**gated, **baselines}, grid.repeats)
         low, middle, high = times.pop("bsfa")
+        keeps = kept(gate)
         yield {
             "id": _name(shape, skip),
             **dataclasses.asdict(shape),
             "dtype": grid.dtype,
             "skip_asked": skip,
-            "skip_ratio": 1 - int(kept.sum()) / (shape.q_heads * blocks.total()),
+            "skip_ratio": 1 - keeps / (shape.q_heads * blocks.total()),
             "ms": middle,
             "ms_q25": low,
             "ms_q75": high,
+            "screened": {name: {"ms": times.pop(name)[1], "lost": keeps - kept(one)} for name, one in screened.items()},
+            "no_screen": no_screen,
             "baseline_ms": {name: time[1] for name, time in times.items()},
             "baselines_failed": failed,
         }

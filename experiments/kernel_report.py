@@ -19,7 +19,9 @@ BEST = "best"  # what a run has that names no kernel
 SHAPE = ("length", "head_size", "q_heads", "kv_heads", "pattern")
 NOTE = (
     "Milliseconds: medians of turns that all kernels of a row took in one process, on inputs drawn anew for each row; "
-    "speed-up: the best dense attention's time over this one's. A cell that two runs measured has two rows. Limit: "
+    "speed-up: the best dense attention's time over this one's. A cell that two runs measured has two rows. Screen: "
+    "the same gate behind a screen by 8-bit scores, at a share of its bound, and how many of the blocks that the gate "
+    "alone keeps are lost by it. Limit, without a screen: "
     f"what the same row would gain with every product at {MATMUL_TFLOPS:g} TFLOP/s, which a large matrix product "
     f"reached on an {MATMUL_DEVICE}."
 )
@@ -79,12 +81,17 @@ def with_failures(sample: dict[str, Any], asked: dict[str, Any]) -> dict[str, An
 
 
 def not_run(samples: list[dict[str, Any]]) -> list[str]:
-    """A line a baseline and reason: where it did not run, so that the best dense one is of the others."""
+    """A line a baseline and reason: where it did not run, so that the best dense one is of the others; one why there
+    is no screen."""
     cells: dict[tuple[str, str], dict[str, None]] = {}
     for sample in samples:
         for name, reason in sample["baselines_failed"].items():
             cells.setdefault((name, reason), {})[f"{sample['length']:,} tokens, head size {sample['head_size']}"] = None
-    return [f"{name} did not run at {'; '.join(places)}: {reason}" for (name, reason), places in cells.items()]
+    screens = {sample["no_screen"]: None for sample in samples if sample.get("no_screen")}
+    return [
+        *(f"{name} did not run at {'; '.join(places)}: {reason}" for (name, reason), places in cells.items()),
+        *(f"No screen: {reason}" for reason in screens),
+    ]
 
 
 def readable(rows: pd.DataFrame) -> pd.DataFrame:
@@ -119,10 +126,20 @@ def tabulate(samples: list[dict[str, Any]]) -> pd.DataFrame:
                 "best_dense": name,
                 "best_dense_of": ", ".join(times),
                 "speedup_over_best_dense": best / sample["ms"],
+                **_screened(sample, best),
                 "limit": best / floor,
             }
         )
     return pd.DataFrame(rows).sort_values([*SHAPE, "skip_ratio"], kind="stable", ignore_index=True)
+
+
+def _screened(sample: dict[str, Any], best: float) -> dict[str, float]:
+    """Columns of each screen: milliseconds, speed-up over the best dense attention, kept blocks lost."""
+    columns: dict[str, float] = {}
+    for name, screen in sample.get("screened", {}).items():
+        of = name.replace(" ", "_")
+        columns |= {f"{of}_ms": screen["ms"], f"{of}_speedup": best / screen["ms"], f"{of}_lost": screen["lost"]}
+    return columns
 
 
 @style.house
@@ -131,6 +148,7 @@ def figure(table: pd.DataFrame, dense: str, title: str) -> Figure:
     panels = list(table.groupby(["head_size", "pattern"]))
     some = ", of those that ran" if table["best_dense_of"].nunique() > 1 else ""
     lengths = sorted(table["length"].unique())
+    screened = list(table.filter(regex="^screen_.*_speedup$").columns[:1])
     drawn, axes = style.panels(len(panels), 4.2, 3.4, sharey=True)
     for axis, ((size, pattern), panel) in zip(axes, panels, strict=True):
         for number, length in enumerate(lengths):
@@ -138,7 +156,12 @@ def figure(table: pd.DataFrame, dense: str, title: str) -> Figure:
             skipped = 100 * curve["skip_ratio"]
             axis.plot(skipped, curve["speedup_over_best_dense"], label=f"{length / 1024:g}K tokens", **look)
             axis.plot(skipped, curve["limit"], color=look["color"], linestyle=":", linewidth=1)
+            for column in screened:
+                axis.plot(skipped, curve[column], color=look["color"], linestyle="--", linewidth=1.2)
         axis.axhline(1, label=f"dense: best of {dense}{some}", **style.HOLD)
         axis.set(title=f"head size {size}, {pattern}", xlabel="blocks skipped, %")
+    for column in screened:
+        share = column.split("_")[1]
+        axes[0].plot([], [], label=f"behind a screen, {share} of its bound", **style.HOLD | {"linestyle": "--"})
     axes[0].plot([], [], label=f"limit: {MATMUL_TFLOPS:g} TFLOP/s, {MATMUL_DEVICE}", **style.CUT)
     return style.finish(drawn, title, "times the best dense attention")

@@ -3,7 +3,8 @@
 from __future__ import annotations
 
 import dataclasses
-from collections.abc import Iterable, Sequence
+import itertools
+from collections.abc import Iterable, Iterator, Sequence
 from dataclasses import dataclass
 from pathlib import Path
 
@@ -41,16 +42,22 @@ class Grid:
     prompt: str
     repeats: int
     seed: int
+    screens: Sequence[float] = ()
 
     def __post_init__(self) -> None:
         checks.counts("ttft.lengths", self.lengths)
         checks.count("ttft.repeats", self.repeats)
         checks.seed("ttft.seed", self.seed)
         checks.shares("ttft.skips", self.skips, least=0)
+        checks.screens("ttft.screens", self.screens)
         if 1 in self.lengths:
             raise InputError(f"ttft.lengths={self.lengths}: one token is a decode step and no prompt; take 2 or more")
         checks.names("ttft.baselines", self.baselines, DENSE_KERNELS, least=0)
         checks.choice("ttft.prompt", self.prompt, PROMPTS)
+
+    def gates(self) -> Iterator[tuple[float, float | None]]:
+        """BSFA's gates that are set: a skip ratio each, without a screen and with each."""
+        return itertools.product(self.skips, (None, *self.screens))
 
     def tokens(self, loaded: Loaded, length: int) -> torch.Tensor:
         """A prompt, int64 (1, length)."""
@@ -119,7 +126,7 @@ class Plan:
 
     def labels(self) -> list[str]:
         """The rows of the table."""
-        sets = [set_label(skip) for skip in self.grid.skips]
+        sets = [set_label(*gate) for gate in self.grid.gates()]
         return [*(variant.label for variant in self.planned), *sets, *self.grid.baselines]
 
     def ids(self) -> list[str]:
@@ -127,9 +134,9 @@ class Plan:
         return [sample_id(length, label) for length in self.grid.lengths for label in self.labels()]
 
 
-def set_label(skip: float) -> str:
+def set_label(skip: float, screen: float | None) -> str:
     """Of BSFA's gate set to a skip ratio."""
-    return f"{AtSkip.name} set to skip {skip:.0%}"
+    return f"{AtSkip.name} set to skip {skip:.0%}" + (f", screen {screen:g}" if screen else "")
 
 
 def sample_id(length: int, label: str) -> str:

@@ -90,12 +90,12 @@ def _contenders(plan: Plan, loaded: Loaded, backend: Backend) -> tuple[list[Cont
         method.bind(info)  # refuses a method of another model
     plan.check_keys((label, method.fewest_keys) for label, method in methods.items())
     contenders = [Contender.of(label, method) for label, method in methods.items()]
-    for skip in grid.skips:
-        contenders.append(Contender(set_label(skip), _set(loaded, skip, backend)))
+    for skip, screen in grid.gates():
+        contenders.append(Contender(set_label(skip, screen), _set(loaded, skip, backend, screen)))
     dtype, longest = loaded.model.dtype, max(grid.lengths)
     dense, left_out = dense_kernels.usable(grid.baselines, info, dtype, plan.prefill, longest)
     return [*contenders, *(Contender.of(name, method) for name, method in dense.items())], left_out
 
 
-def _set(loaded: Loaded, skip: float, backend: Backend) -> Callable[[Callable[[], Any]], Method]:
-    return lambda read: AtSkip.set(loaded.model, read, skip, backend)
+def _set(loaded: Loaded, skip: float, backend: Backend, screen: float | None) -> Callable[[Callable[[], Any]], Method]:
+    return lambda read: AtSkip.set(loaded.model, read, skip, backend, screen)

@@ -47,12 +47,6 @@ constexpr int kStages = 2;
 constexpr int kRing = 2 * kWarp;  // blocks whose description is at hand
 constexpr int kRows = 4;          // rows of S and O that a thread has a share of: lane / 4 + 0, 8, 16, 24 of the warp's
 
-// A tensor (B, S, H, D), or (S, H, D) with batch_stride unused; D contiguous, all else in multiples of 16 bytes.
-struct Tensor {
-  const u16* data;
-  i64 batch_stride, row_stride, head_stride;
-};
-
 // The one kernel argument. Mirrored by bsfa/launch_sm80.py.
 struct Arguments {
   Tensor q, k, v;
@@ -139,7 +133,7 @@ __device__ __forceinline__ u32 advance(u32 address, int c) { return (address ^ c
 template <class T, int D, Mode M>
 __global__ void __launch_bounds__(kThreads, 2) attention(const __grid_constant__ Arguments arguments) {
   using L = Layout<D>;
-  constexpr bool kGated = M == Mode::gate_max || M == Mode::gate_lse;
+  constexpr bool kGated = gated(M);
   constexpr bool kQueriesStay = D == 64;
   constexpr int kChunks = D / 16;  // depth of Q K^T, in products of 16
 

@@ -36,7 +36,7 @@
 // arrive at a decision. Asks do not overtake each other: the next one comes after V of the last. Named barriers 1 and up
 // are the consumers' decisions.
 //
-// With index lists the consumers take stages in turn and share no K. Block maxima need no V; they are visited in descending
+// Where blocks are listed the consumers take stages in turn and share no K: a stage's next one is then its consumer's next. Block maxima need no V; they are visited in descending
 // order, so that a consumer's stages follow each other and two halves of `exchange` do.
 #include "ptx_sm90.cuh"
 #include "work.cuh"
@@ -46,7 +46,7 @@ namespace bsfa {
 constexpr int kPanel = 64;     // columns of a swizzled panel: 128 bytes
 constexpr int kTiles = 2;      // of 64 rows in a query block, as wgmma takes them
 constexpr int kRows = 4;       // rows of S and O that a thread has a share of: two a tile
-constexpr int kStages = 6;     // blocks of K in flight
+constexpr int kStages = 6;     // blocks of K in flight, as many for each consumer where they take turns
 constexpr int kSlots = 2;      // blocks of V a consumer
 constexpr int kDescribed = 8;  // stages whose words are kept: those of K and one ahead
 static_assert(kDescribed > kStages);
@@ -113,9 +113,9 @@ template <int Consumers> struct Cta {
     stages = a.indices ? Consumers * visits : work[lead].visits;
   }
 
-  // What consumer `c` visits at a stage. Lists differ from head to head, so that consumers take stages in turn.
-  __device__ u32 visit(const Call& a, int c, int stage) const {
-    if (a.indices) return stage % Consumers == c ? work[c].visit(a, stage / Consumers) : 0;
+  // What consumer `c` visits at a stage.
+  template <bool kListed> __device__ u32 visit(const Call& a, int c, int stage) const {
+    if (kListed) return stage % Consumers == c ? work[c].visit(a, stage / Consumers) : 0;
     return work[c].describe(a, work[lead].block(a, stage));
   }
 };
@@ -131,10 +131,15 @@ template <int Size> struct Place {
     }
   }
 };
+// Consumers take stages in turn where blocks are listed: so many. Each then has a ring of its own, every so-manyth place.
+template <int D, Mode M> constexpr int turns = of_lists(M) ? consumers(D) : 1;
 
 // The producer of K: one warp. Its lanes describe 32 stages at once, lane 0 issues the copies.
-template <int D> __device__ __forceinline__ void produce(const Arguments& arguments, const Cta<consumers(D)>& cta, u32 base) {
+template <int D, Mode M>
+__device__ __forceinline__ void produce(const Arguments& arguments, const Cta<consumers(D)>& cta, u32 base) {
   using L = Layout<D>;
+  constexpr int kTurns = turns<D, M>;
+  constexpr u32 kAfter = of_lists(M) ? Visit::end : 0;  // what is past the last stage
   const Call& a = arguments.call;
   const int lane = threadIdx.x % kWarp;
   const int plane = cta.work[0].plane(a);
@@ -142,25 +147,33 @@ template <int D> __device__ __forceinline__ void produce(const Arguments& argume
   Place<kStages> stage;
   // What lane l holds of stages is that of the l-th of 32. Lane 0 writes down a stage's words, for it also arrives.
   u32 described[L::consumers];
-  u32 next;  // of the next stage's words, ORed: all are of one block, or 0
+  u32 next[kTurns];  // of the coming stages' words, ORed: all are of one block
   auto look_ahead = [&](int i) {
     if (i % kWarp == 0)
-      for (int c = 0; c < L::consumers; c++) described[c] = i + lane < cta.stages ? cta.visit(a, c, i + lane) : 0;
+      for (int c = 0; c < L::consumers; c++)
+        described[c] = i + lane < cta.stages ? cta.template visit<of_lists(M)>(a, c, i + lane) : kAfter;
     u32 word[4] = {};
 #pragma unroll
     for (int c = 0; c < L::consumers; c++) word[c] = __shfl_sync(~0u, described[c], i % kWarp);
-    next = word[0] | word[1] | word[2];
-    if (lane == 0) store_shared(base + L::words + 16 * (i % kDescribed), word);
+#pragma unroll
+    for (int n = 1; n < kTurns; n++) next[n - 1] = next[n];
+    next[kTurns - 1] = word[0] | word[1] | word[2];
+    if (lane == 0) {
+      if constexpr (of_lists(M)) store_shared(base + L::words + 8 * (i % kStages), next[kTurns - 1]);
+      else store_shared(base + L::words + 16 * (i % kDescribed), word);
+    }
   };
-  look_ahead(0);
-  for (int i = 0; i <= cta.stages; i++) {  // the one past the last holds nothing: consumers look a stage ahead
-    const u32 any = next;
+#pragma unroll
+  for (int i = 0; i < kTurns; i++) look_ahead(i);
+  for (int i = 0; i < cta.stages + kTurns; i++) {  // those past the last hold nothing: consumers look a stage ahead
+    const u32 any = next[0];
     u32 full = base + L::k_full + 8 * stage.at;
     mbarrier_wait(base + L::k_empty + 8 * stage.at, stage.parity ^ 1);
-    look_ahead(i + 1);
+    look_ahead(i + kTurns);
     if (lane == 0) {
-      mbarrier_expect(full, any ? L::k_bytes : 0);
-      if (any)
+      const bool here = of_lists(M) ? any & Visit::valid : any;
+      mbarrier_expect(full, here ? L::k_bytes : 0);
+      if (here)
         copy_tile(base + L::k + stage.at * L::k_bytes, &arguments.k, full, 0, k_start + int(any & Visit::block) * kBlockK, 0,
                   kv_head, plane);
     }
@@ -209,7 +222,7 @@ __device__ __forceinline__ void fetch(const Arguments& arguments, const Cta<cons
     }
     slot.advance();
   };
-  if constexpr (M == Mode::all) {
+  if constexpr (keeps_all(M)) {
     for (int i = 0; i < work.visits; i++) {
       u32 word = work.visit(a, i);
       if (!word) continue;
@@ -232,7 +245,8 @@ __device__ __forceinline__ void fetch(const Arguments& arguments, const Cta<cons
 template <class T, int D, Mode M, bool kPositive>
 __device__ __forceinline__ void consume(const Arguments& arguments, const Cta<consumers(D)>& cta, u32 base, int c, float threshold) {
   using L = Layout<D>;
-  constexpr bool kGated = M == Mode::gate_max || M == Mode::gate_lse;
+  constexpr bool kGated = gated(M);
+  constexpr int kTurns = turns<D, M>;
   constexpr bool kEarly = L::registers > 200;  // P of the first 64 rows and their next scores have registers of their own
   constexpr int kOut = D / 2;  // accumulator words of a tile of O that a thread holds
 
@@ -393,13 +407,15 @@ __device__ __forceinline__ void consume(const Arguments& arguments, const Cta<co
 
   // ---- the loop --------------------------------------------------------------------------------------------------
 
-  const u32 q_first = tile(base + L::q + c * L::q_bytes), k_first = tile(base + L::k);
-  Place<kStages> stage;
+  const int first_stage = of_lists(M) ? c : 0;
+  const u32 barriers = base + 8 * first_stage;  // of this consumer's first stage
+  const u32 q_first = tile(base + L::q + c * L::q_bytes), k_first = tile(base + L::k + first_stage * L::k_bytes);
+  Place<kStages / kTurns> stage;
   Place<kSlots> slot;
   const int stages = __shfl_sync(~0u, cta.stages, 0);
   const u32 words = base + L::words + 4 * c;
   if (work.visits) mbarrier_wait(base + L::q_full + 8 * c, 0);
-  mbarrier_wait(base + L::k_full, 0);
+  mbarrier_wait(barriers + L::k_full, 0);
   stagger(c * (D == 64 ? 500 : 1280));  // a kept block takes some 1,500 and 2,500 cycles
   // Of a stage: what its block is (`visit`), and the next one's (`next`), which lane 0 alone reads (`ahead`, 0 in the others), for
   // it also tells the producer that it has.
@@ -408,19 +424,24 @@ __device__ __forceinline__ void consume(const Arguments& arguments, const Cta<co
   u32 there = 0;  // the next stage's K was seen to be there
   int i = 0;
   auto read_ahead = [&](int i) {
+    if constexpr (of_lists(M)) {
+      const u32 coming = stage.at + 1 == kStages / kTurns ? 0 : stage.at + 1;
+      if (lane == 0) ahead = load_shared(barriers + L::words + 8 * kTurns * coming);
+      return;
+    }
     // Fewer instructions if unsigned, but one release of NVRTC then spills with the log-sum-exp's cuts.
     const u32 at = M == Mode::gate_lse ? i % kDescribed : u32(i) % kDescribed;
     if (lane == 0) ahead = load_shared(words + 16 * at);
   };
   auto look_ahead = [&] {
     next = __reduce_or_sync(~0u, ahead);
-    empty = base + L::k_empty + 8 * stage.at;
+    empty = barriers + L::k_empty + 8 * kTurns * stage.at;
     stage.advance();
-    there = mbarrier_test(base + L::k_full + 8 * stage.at, stage.parity);
+    there = mbarrier_test(barriers + L::k_full + 8 * kTurns * stage.at, stage.parity);
   };
   // To the next stage, when its K is there, and so is what the block after it is.
   auto proceed = [&] {
-    mbarrier_wait(base + L::k_full + 8 * stage.at, stage.parity, there);
+    mbarrier_wait(barriers + L::k_full + 8 * kTurns * stage.at, stage.parity, there);
     visit = next;
   };
   auto v_full = [&] { return base + L::v_full + 8 * (c * kSlots + slot.at); };
@@ -431,8 +452,13 @@ __device__ __forceinline__ void consume(const Arguments& arguments, const Cta<co
     store_shared_if(teller, base + L::asked + 4 * mine, block);
     mbarrier_arrive_if(teller, base + L::v_asked + 8 * mine);
   };
-  read_ahead(0);
-  next = __shfl_sync(~0u, ahead, 0);
+  if constexpr (of_lists(M)) {
+    next = stages ? work.visit(a, 0) : Visit::end;  // its word may be another stage's by now
+  } else {
+    read_ahead(0);
+    next = ahead;
+  }
+  next = __shfl_sync(~0u, next, 0);
   proceed();
   // The loop, once by exact maxima, until no score below 0 decides anything any more, then by `maxima_above` to the end. Past
   // the last stage there is nothing to visit, so that only then it is asked whether there is another.
@@ -444,7 +470,7 @@ __device__ __forceinline__ void consume(const Arguments& arguments, const Cta<co
     };
     while (kOnlyAbove || !positive) {
       if (!(visit & Visit::valid)) {
-        if (i >= stages) break;
+        if (of_lists(M) ? visit & Visit::end : i >= stages) break;
         read_ahead(i + 1);
         look_ahead();
         mbarrier_arrive_if(lane == 0, empty);
@@ -454,7 +480,7 @@ __device__ __forceinline__ void consume(const Arguments& arguments, const Cta<co
       }
       float largest[kRows];
       {
-        const u32 k = k_first + stage.at * (L::k_bytes >> 4), q = stays_in_the_loop(q_first);
+        const u32 k = k_first + stage.at * (kTurns * L::k_bytes >> 4), q = stays_in_the_loop(q_first);
         wgmma_fence();
         start_scores(0, q, k);
         start_scores(1, q, k);
@@ -526,7 +552,7 @@ __device__ __forceinline__ void consume(const Arguments& arguments, const Cta<co
           }
           if (__any_sync(~0u, outgrows)) reshift();
         }
-        if (M == Mode::gate_max && relative_gate) {
+        if (by_max(M) && relative_gate) {
 #pragma unroll
           for (int r = 0; r < kRows; r++) {
             float most = quad_max(largest[r]);
@@ -567,7 +593,7 @@ __device__ __forceinline__ void consume(const Arguments& arguments, const Cta<co
           finish();
           break;
         }
-        const u32 k = k_first + stage.at * (L::k_bytes >> 4), q = stays_in_the_loop(q_first);
+        const u32 k = k_first + stage.at * (kTurns * L::k_bytes >> 4), q = stays_in_the_loop(q_first);
         if constexpr (kEarly) {
           wgmma_fence();
           start_scores(0, q, k);
@@ -666,7 +692,7 @@ __global__ void __launch_bounds__(threads(D), 1) attention(const __grid_constant
     }
     for (int i = 0; i < kStages; i++) {
       mbarrier_init(base + L::k_full + 8 * i, 1);
-      mbarrier_init(base + L::k_empty + 8 * i, 4 * L::consumers);
+      mbarrier_init(base + L::k_empty + 8 * i, 4 * (of_lists(M) ? 1 : L::consumers));
     }
     for (int i = 0; i < L::consumers * kSlots; i++) {
       mbarrier_init(base + L::v_full + 8 * i, 1);
@@ -679,17 +705,17 @@ __global__ void __launch_bounds__(threads(D), 1) attention(const __grid_constant
   if (threadIdx.x < 128) {
     registers_shrink<24>();
     const int warp = __shfl_sync(~0u, threadIdx.x / kWarp, 0);
-    if (warp == 0) produce<D>(arguments, cta, base);
+    if (warp == 0) produce<D, M>(arguments, cta, base);
     else if (warp <= L::consumers) fetch<D, M>(arguments, cta, base, warp - 1);
   } else {
     registers_grow<L::registers>();
     const Call& a = arguments.call;
     const int c = __shfl_sync(~0u, threadIdx.x / 128, 0) - 1;
     const float threshold = cta.work[c].visits ? cta.work[c].look_up(a.threshold, a.scale) : -infinity();
-    if (M == Mode::all || (M == Mode::gate_max && !a.relative.data && (threshold > 0.f || threshold == -infinity())))
-      consume<T, D, M, M == Mode::all || M == Mode::gate_max>(arguments, cta, base, c, threshold);
+    if (keeps_all(M) || (by_max(M) && !a.relative.data && (threshold > 0.f || threshold == -infinity())))
+      consume<T, D, M, keeps_all(M) || by_max(M)>(arguments, cta, base, c, threshold);
     else
-      consume<T, D, M, M == Mode::all>(arguments, cta, base, c, threshold);
+      consume<T, D, M, keeps_all(M)>(arguments, cta, base, c, threshold);
   }
 }
 

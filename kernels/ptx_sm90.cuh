@@ -16,6 +16,11 @@ __device__ __forceinline__ u32 load_shared(u32 address) {
   asm volatile("ld.shared.b32 %0, [%1];" : "=r"(word) : "r"(address) : "memory");
   return word;
 }
+__device__ __forceinline__ float4 load_shared4(u32 address) {
+  float4 x;
+  asm volatile("ld.shared.v4.f32 {%0, %1, %2, %3}, [%4];" : "=f"(x.x), "=f"(x.y), "=f"(x.z), "=f"(x.w) : "r"(address) : "memory");
+  return x;
+}
 __device__ __forceinline__ void store_shared(u32 address, const u32 (&words)[4]) {
   asm volatile("st.shared.v4.b32 [%0], {%1, %2, %3, %4};" ::"r"(address), "r"(words[0]), "r"(words[1]), "r"(words[2]), "r"(words[3])
                : "memory");
@@ -98,6 +103,12 @@ __device__ __forceinline__ void copy_tile(u32 destination, const TensorMap* map,
       "[%2];" ::"r"(destination), "l"(map), "r"(bar), "r"(c0), "r"(c1), "r"(c2), "r"(c3), "r"(c4) : "memory");
 }
 
+// So many bytes as they lie, a multiple of 16.
+__device__ __forceinline__ void copy_bytes(u32 destination, const void* from, int bytes, u32 bar) {
+  asm volatile("cp.async.bulk.shared::cluster.global.mbarrier::complete_tx::bytes [%0], [%1], %2, [%3];"
+               ::"r"(destination), "l"(from), "r"(bytes), "r"(bar) : "memory");
+}
+
 // ---- registers of a warpgroup ------------------------------------------------------------------------------------
 template <int R> __device__ __forceinline__ void registers_grow() { asm volatile("setmaxnreg.inc.sync.aligned.u32 %0;" ::"n"(R)); }
 template <int R> __device__ __forceinline__ void registers_shrink() { asm volatile("setmaxnreg.dec.sync.aligned.u32 %0;" ::"n"(R)); }
@@ -138,8 +149,16 @@ __device__ __forceinline__ u64 descriptor(u32 tile, u32 bytes) {
   return u64(high) << 32 | (tile + (bytes >> 4));
 }
 
+// The same of a tile of 8-bit integers, whose rows are of D bytes: 128- or 64-byte swizzle, packed in groups of eight.
+template <int D> __device__ __forceinline__ u64 descriptor_of_bytes(u32 tile, u32 bytes) {
+  constexpr u32 high = (D == 128 ? 1u : 2u) << 30 | 8 * D >> 4;
+  return u64(high) << 32 | (tile + (bytes >> 4));
+}
+
 // Operand lists of an accumulator held in float d[64] or d[32].
 #define BSFA_F8(d, i) "+f"(d[i]), "+f"(d[i + 1]), "+f"(d[i + 2]), "+f"(d[i + 3]), "+f"(d[i + 4]), "+f"(d[i + 5]), "+f"(d[i + 6]), "+f"(d[i + 7])
+#define BSFA_I8(d, i) "+r"(d[i]), "+r"(d[i + 1]), "+r"(d[i + 2]), "+r"(d[i + 3]), "+r"(d[i + 4]), "+r"(d[i + 5]), "+r"(d[i + 6]), "+r"(d[i + 7])
+#define BSFA_I32(d, i) BSFA_I8(d, i), BSFA_I8(d, i + 8), BSFA_I8(d, i + 16), BSFA_I8(d, i + 24)
 #define BSFA_F32(d, i) BSFA_F8(d, i), BSFA_F8(d, i + 8), BSFA_F8(d, i + 16), BSFA_F8(d, i + 24)
 #define BSFA_D32 "%0,%1,%2,%3,%4,%5,%6,%7,%8,%9,%10,%11,%12,%13,%14,%15,%16,%17,%18,%19,%20,%21,%22,%23,%24,%25,%26,%27,%28,%29,%30,%31"
 #define BSFA_D64 BSFA_D32 ",%32,%33,%34,%35,%36,%37,%38,%39,%40,%41,%42,%43,%44,%45,%46,%47,%48,%49,%50,%51,%52,%53,%54,%55,%56,%57,%58,%59,%60,%61,%62,%63"
@@ -173,6 +192,14 @@ template <class T> __device__ __forceinline__ void wgmma_rs(float (&d)[32], cons
     asm volatile("wgmma.mma_async.sync.aligned.m64n64k16.f32.f16.f16 {" BSFA_D32 "}, {%32,%33,%34,%35}, %36, 1, 1, 1, 1;"
                  : BSFA_F32(d, 0) : "r"(a[0]), "r"(a[1]), "r"(a[2]), "r"(a[3]), "l"(b));
 }
+// d = (accumulate ? d : 0) + A B^T with A (64 x 32) in registers and B (128 x 32) in shared memory, 8-bit integers, exactly.
+__device__ __forceinline__ void wgmma_rs(int (&d)[64], const u32 (&a)[4], u64 b, int accumulate) {
+  asm volatile("{\n.reg .pred p;\nsetp.ne.b32 p, %69, 0;\n"
+               "wgmma.mma_async.sync.aligned.m64n128k32.s32.s8.s8 {" BSFA_D64 "}, {%64,%65,%66,%67}, %68, p;\n}"
+               : BSFA_I32(d, 0), BSFA_I32(d, 32) : "r"(a[0]), "r"(a[1]), "r"(a[2]), "r"(a[3]), "l"(b), "r"(accumulate));
+}
+#undef BSFA_I8
+#undef BSFA_I32
 #undef BSFA_F8
 #undef BSFA_F32
 #undef BSFA_D32

@@ -12,10 +12,22 @@ enum class Order : int { diagonal = 0, sink = 1, ascending = 2 };
 
 // What a kernel does with a block's scores.
 enum class Mode {
-  all,       // keep every visited block: dense attention, index lists
-  gate_max,  // the gate; r[row] is the running maximum
-  gate_lse,  // the gate; r[row] is the running log-sum-exp
-  maxima,    // write every block's largest scaled score, no softmax
+  all,        // keep every visible block: dense attention
+  gate_max,   // the gate; r[row] is the running maximum
+  gate_lse,   // the gate; r[row] is the running log-sum-exp
+  maxima,     // write every block's largest scaled score, no softmax
+  lists,      // keep every listed block
+  lists_max,  // the gate by the running maximum over the listed blocks
+};
+constexpr bool of_lists(Mode m) { return m == Mode::lists || m == Mode::lists_max; }
+constexpr bool by_max(Mode m) { return m == Mode::gate_max || m == Mode::lists_max; }
+constexpr bool gated(Mode m) { return by_max(m) || m == Mode::gate_lse; }
+constexpr bool keeps_all(Mode m) { return m == Mode::all || m == Mode::lists; }
+
+// A tensor by its address: (B, S, H, D), or (S, H, D) with batch_stride unused; D contiguous, all else in multiples of 16 bytes.
+struct Tensor {
+  const u16* data;
+  i64 batch_stride, row_stride, head_stride;
 };
 
 // A number a head and query block: one a query block of this call, or, where `rows` is not 0, one an absolute position,
@@ -33,7 +45,7 @@ struct Call {
   u64* kept;                      // (B, Hq), zeroed by the caller; may be null
   float* maxima;                  // (B, Hq, nQ, nK), filled with -inf by the caller; Mode::maxima
   Table threshold, relative;      // the gate, in units of scale * q.k; no data: no such part
-  const i32* indices;             // (B, Hq, nQ, list_width) key blocks, or null: all visible blocks
+  const i32* indices;             // (B, Hq, nQ, list_width) key blocks in the order of visit; null where none are listed
   const i32* counts;              // (B, Hq, nQ)
   const i32* spans_q;             // (B, 2) a sequence's first row and end, or null: all rows of its plane
   const i32* spans_k;
@@ -53,7 +65,8 @@ struct Visit {
   static constexpr u32 valid = 1u << 31;
   static constexpr u32 forced = 1u << 30;  // kept whatever its scores
   static constexpr u32 masked = 1u << 29;  // some entry of it is hidden from some row
-  static constexpr u32 block = masked - 1;
+  static constexpr u32 end = 1u << 28;     // no block: none is listed any more
+  static constexpr u32 block = end - 1;
 };
 
 // A query block that a CTA computes, and the key blocks it visits.

@@ -27,6 +27,7 @@ from tests.experiments.conftest import QUIET, written
         ("kernel.patterns=[]", "kernel.patterns=[] must hold some of random"),
         ("kernel.head_sizes=128", "kernel.head_sizes=128 must hold some of 64, 128"),
         ("kernel.lengths=4096", "kernel.lengths=4096 must be a list"),
+        ("kernel.screens=[0]", "kernel.screens=[0] must be shares above 0 of a screen's bound"),
         ("kernel.baselines=null", "kernel.baselines=None must hold some of"),
         ("kernel.baselines=[fa9]", "kernel.baselines=['fa9'] must hold some of fa3"),
     ],

@@ -34,11 +34,12 @@ def samples(results: Path) -> dict[str, dict]:
 
 
 def test_every_cell_is_recorded_and_what_does_not_run_here_is_named(command, tmp_path, monkeypatch):
-    arguments = (*SMALL, "ttft.skips=[0.5]", "ttft.baselines=[sdpa,upstream_cudnn]", f"results={tmp_path}")
+    asked = ("ttft.skips=[0.5]", "ttft.screens=[1.0]", "ttft.baselines=[sdpa,upstream_cudnn]")
+    arguments = (*SMALL, *asked, f"results={tmp_path}")
     ended = command(*arguments)
     assert ended.status == 0, ended.err
     found = samples(tmp_path)
-    methods = ("dense", "bsfa set to skip 50%", "sdpa")
+    methods = ("dense", "bsfa set to skip 50%", "bsfa set to skip 50%, screen 1", "sdpa")
     assert list(found) == [f"{length}/{method}" for length in (512, 640) for method in methods]
     for sample in found.values():
         assert sample["ttft_q25_s"] <= sample["ttft_s"] <= sample["ttft_q75_s"]
@@ -47,6 +48,8 @@ def test_every_cell_is_recorded_and_what_does_not_run_here_is_named(command, tmp
         assert sample["peak_memory_bytes"] > 0
         assert (sample["clock"], sample["prompt"]) == ("cpu perf_counter", "random")
         assert sample["skip_ratio"] == pytest.approx(0.5 if "set" in sample["method"] else 0, abs=0.06)
+    same = [found[f"640/{method}"]["skip_ratio"] for method in methods[1:3]]
+    assert same[0] == same[1]
     assert len({sample["process"] for sample in found.values()}) == 1
     [table] = (tmp_path / "tables").glob("ttft-*.csv")
     rows = pd.read_csv(table).set_index(["length", "method"])

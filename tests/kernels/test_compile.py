@@ -9,7 +9,7 @@ from concurrent.futures import ThreadPoolExecutor
 import pytest
 import torch
 
-from bsfa import cuda, launch, nvrtc
+from bsfa import cuda, launch, launch_screen, nvrtc
 from bsfa.errors import InputError
 
 try:
@@ -40,6 +40,16 @@ def test_every_instantiation_compiles_without_spills_or_serialised_wgmma(kernel,
         assert cubin.image.startswith(b"\x7fELF"), mode
         assert " 0 bytes spill stores, 0 bytes spill loads" in cubin.log, f"{mode}: {cubin.log}"
         assert not SERIALISED.search(cubin.log), f"{mode}: {cubin.log}"
+
+
+@pytest.mark.parametrize("head_size", cuda.HEAD_SIZES)
+@pytest.mark.parametrize("dtype", cuda.DTYPES, ids=str)
+@pytest.mark.parametrize("mode", ["quantize", "all", "gate_max"])
+def test_the_screen_compiles_without_spills_or_serialised_wgmma(mode, dtype, head_size):
+    name = launch_screen.instantiate(dtype, head_size, mode)
+    cubin = nvrtc.compile_kernel(launch_screen.SOURCE, name, launch_screen.ARCH, use_cache=False)
+    assert " 0 bytes stack frame, 0 bytes spill stores, 0 bytes spill loads" in cubin.log, cubin.log
+    assert not SERIALISED.search(cubin.log), cubin.log
 
 
 def test_the_sm80_kernel_compiles_for_later_chips():

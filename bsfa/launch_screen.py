@@ -1,0 +1,77 @@
+"""The launch of ``kernels/screen_sm90a.cu``: keys rounded to 8-bit integers, then lists of the blocks to decide on."""
+
+from __future__ import annotations
+
+import ctypes
+from functools import cache
+from typing import Any
+
+import torch
+from torch import Tensor
+
+from bsfa import nvrtc
+from bsfa.blocks import BLOCK_K, BLOCK_Q
+from bsfa.launch import DTYPES, Call, TensorArgument
+
+SOURCE, ARCH = "screen_sm90a.cu", "sm_90a"
+CONSUMERS, STAGES = 2, 6
+ROUNDING_BYTES = 16  # of a key block's `bsfa::Rounding`
+
+
+class Arguments(ctypes.Structure):
+    """`bsfa::Arguments` of ``kernels/screen_sm90a.cu``."""
+
+    _fields_ = (
+        ("q", TensorArgument),
+        ("k", TensorArgument),
+        ("records", ctypes.c_void_p),
+        ("indices", ctypes.c_void_p),
+        ("counts", ctypes.c_void_p),
+        ("pairs", ctypes.c_int32),
+        ("margin", ctypes.c_float),
+        ("call", Call),
+    )
+
+
+def arguments(q: Tensor, k: Tensor, margin: float, indices: Tensor, counts: Tensor) -> Arguments:
+    a = Arguments(q=TensorArgument.of(q), k=TensorArgument.of(k), margin=margin)
+    a.indices, a.counts, a.call.list_width = indices.data_ptr(), counts.data_ptr(), indices.shape[-1]
+    return a
+
+
+def launch(a: Arguments, q: Tensor, relative: bool) -> None:
+    """Put both kernels on the current stream of q's device. ``relative``: the gate has a cut against running maxima."""
+    call, device, size = a.call, q.device, q.shape[-1]
+    a.pairs = -(-call.k_length // (2 * BLOCK_K))
+    record = 2 * (BLOCK_K * size + ROUNDING_BYTES)
+    records = torch.empty(call.batch * call.kv_heads * a.pairs * record, dtype=torch.int8, device=device)
+    a.records = records.data_ptr()
+    shared = call.q_heads // call.kv_heads * -(-call.q_length // BLOCK_Q)  # query blocks over one K
+    grid = call.batch * call.kv_heads * -(-shared // CONSUMERS)
+    shared_bytes = STAGES * (2 * BLOCK_K * size + 1024) + 1024 + 1024  # the records; the rest; to align the start
+    with torch.cuda.device(device):
+        stream = torch._C._cuda_getCurrentRawStream(device.index)
+        rounding = _load(device.index, q.dtype, size, "quantize", 0)
+        _put(rounding, (2 * a.pairs, call.kv_heads, call.batch), 128, 0, stream, a)
+        screen = _load(device.index, q.dtype, size, "gate_max" if relative else "all", shared_bytes)
+        _put(screen, (grid, 1, 1), 128 * (1 + CONSUMERS), shared_bytes, stream, a)
+
+
+def instantiate(dtype: torch.dtype, size: int, mode: str) -> str:
+    """The C++ name of one instantiation."""
+    if mode == "quantize":
+        return f"bsfa::quantize<{DTYPES[dtype]}, {size}>"
+    return f"bsfa::screen<{DTYPES[dtype]}, {size}, bsfa::Mode::{mode}>"
+
+
+@cache
+def _load(device: int, dtype: torch.dtype, size: int, mode: str, shared_bytes: int) -> Any:
+    return nvrtc.load_kernel(nvrtc.compile_kernel(SOURCE, instantiate(dtype, size, mode), ARCH), shared_bytes)
+
+
+def _put(kernel: Any, grid: tuple[int, int, int], threads: int, shared_bytes: int, stream: int, a: Arguments) -> None:
+    driver, _ = nvrtc.bindings()
+    pointer = ctypes.c_void_p(ctypes.addressof(a))
+    (status,) = driver.cuLaunchKernel(kernel, *grid, threads, 1, 1, shared_bytes, stream, ctypes.addressof(pointer), 0)
+    if status.value != 0:
+        raise RuntimeError(f"launching the screen failed: {status.name}")
