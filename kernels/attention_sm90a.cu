@@ -36,8 +36,10 @@
 // arrive at a decision. Asks do not overtake each other: the next one comes after V of the last. Named barriers 1 and up
 // are the consumers' decisions.
 //
-// Where blocks are listed the consumers take stages in turn and share no K: a stage's next one is then its consumer's next. Block maxima need no V; they are visited in descending
-// order, so that a consumer's stages follow each other and two halves of `exchange` do.
+// Where blocks are listed the consumers take stages in turn and share no K: each has its own ring of every second or third
+// stage, of whose words there is one for each stage of K, and what was said of the next stage holds for its own next one.
+// Block maxima need no V; they are visited in descending order, so that a consumer's stages follow each other and two halves
+// of `exchange` do.
 #include "ptx_sm90.cuh"
 #include "work.cuh"
 
@@ -46,7 +48,7 @@ namespace bsfa {
 constexpr int kPanel = 64;     // columns of a swizzled panel: 128 bytes
 constexpr int kTiles = 2;      // of 64 rows in a query block, as wgmma takes them
 constexpr int kRows = 4;       // rows of S and O that a thread has a share of: two a tile
-constexpr int kStages = 6;     // blocks of K in flight, as many for each consumer where they take turns
+constexpr int kStages = 6;     // blocks of K in flight
 constexpr int kSlots = 2;      // blocks of V a consumer
 constexpr int kDescribed = 8;  // stages whose words are kept: those of K and one ahead
 static_assert(kDescribed > kStages);
@@ -131,7 +133,7 @@ template <int Size> struct Place {
     }
   }
 };
-// Consumers take stages in turn where blocks are listed: so many. Each then has a ring of its own, every so-manyth place.
+// In how many places a consumer has one: in all, or, where blocks are listed and consumers take turns, every second or third.
 template <int D, Mode M> constexpr int turns = of_lists(M) ? consumers(D) : 1;
 
 // The producer of K: one warp. Its lanes describe 32 stages at once, lane 0 issues the copies.
@@ -417,7 +419,7 @@ __device__ __forceinline__ void consume(const Arguments& arguments, const Cta<co
   if (work.visits) mbarrier_wait(base + L::q_full + 8 * c, 0);
   mbarrier_wait(barriers + L::k_full, 0);
   stagger(c * (D == 64 ? 500 : 1280));  // a kept block takes some 1,500 and 2,500 cycles
-  // Of a stage: what its block is (`visit`), and the next one's (`next`), which lane 0 alone reads (`ahead`, 0 in the others), for
+  // Of a stage: what its block is (`visit`), and the next one's (`next`), which lane 0 alone reads (`ahead`, 0 in others), for
   // it also tells the producer that it has.
   u32 visit = 0, next = 0, ahead = 0;
   u32 empty = 0;  // the barrier to tell
@@ -453,7 +455,7 @@ __device__ __forceinline__ void consume(const Arguments& arguments, const Cta<co
     mbarrier_arrive_if(teller, base + L::v_asked + 8 * mine);
   };
   if constexpr (of_lists(M)) {
-    next = stages ? work.visit(a, 0) : Visit::end;  // its word may be another stage's by now
+    next = stages ? work.visit(a, 0) : Visit::end;  // the producer may have written another stage's word over it by now
   } else {
     read_ahead(0);
     next = ahead;

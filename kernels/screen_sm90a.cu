@@ -10,8 +10,9 @@
 //
 // Two kernels. `quantize` makes a record of each pair of key blocks: 128 keys of 8-bit integers, laid out as wgmma reads them,
 // then a `Rounding` for each block. In `screen` a warpgroup has the 128 rows of a query block, whose Q it rounds on its way
-// into registers, and goes through the pairs that it sees: scores, maxima, comparison. Nobody waits for a decision, so that four warps meet only
-// to list 32 blocks at a time. A CTA has two such warpgroups, which share the records that one warp copies.
+// into registers, and goes through the pairs that it sees: scores, maxima, comparison. Nobody waits for a decision, so that
+// its four warps meet only to list 32 blocks at a time. A CTA has two such warpgroups, which share the records that one warp
+// copies.
 //
 //   records   kStages in shared memory; full[stage] (bytes) -> consumers, empty[stage] (their eight warps) -> producer
 //   votes     for each consumer twice four words: what its warps want of 32 blocks
@@ -68,7 +69,8 @@ template <class T> __device__ __forceinline__ void unpack(u32 word, float& low, 
     low = __uint_as_float(word << 16);
     high = __uint_as_float(word & 0xffff0000);
   } else {
-    asm("{\n.reg .f16 l, h;\nmov.b32 {l, h}, %2;\ncvt.f32.f16 %0, l;\ncvt.f32.f16 %1, h;\n}" : "=f"(low), "=f"(high) : "r"(word));
+    asm("{\n.reg .f16 l, h;\nmov.b32 {l, h}, %2;\ncvt.f32.f16 %0, l;\ncvt.f32.f16 %1, h;\n}"
+        : "=f"(low), "=f"(high) : "r"(word));
   }
 }
 
@@ -206,8 +208,8 @@ __device__ __forceinline__ void decide(const Arguments& arguments, const Work& w
   for (int r = 0; r < kRows; r++) {
     const int row = work.q_block * kBlockQ + warp * 16 + lane / 4 + r / 2 * 64 + r % 2 * 8;
     const bool there = row < work.q_length;
-    const u16* from = arguments.q.data + work.plane(a) * arguments.q.batch_stride + (work.q_start + row) * arguments.q.row_stride +
-                      work.head * arguments.q.head_stride + lane % 4 * 4;
+    const u16* from = arguments.q.data + work.plane(a) * arguments.q.batch_stride +
+                      (work.q_start + row) * arguments.q.row_stride + work.head * arguments.q.head_stride + lane % 4 * 4;
     uint2 words[2 * kSteps];
 #pragma unroll
     for (int i = 0; i < 2 * kSteps; i++) words[i] = there ? *reinterpret_cast<const uint2*>(from + 16 * i) : uint2{};
@@ -359,7 +361,8 @@ __global__ void __launch_bounds__(kThreads, 1) screen(const __grid_constant__ Ar
   const Call& a = arguments.call;
 
   if (threadIdx.x == 0) {
-    const int items = a.q_heads / a.kv_heads * ((a.q_length + kBlockQ - 1) / kBlockQ), shares = (items + kConsumers - 1) / kConsumers;
+    const int items = a.q_heads / a.kv_heads * ((a.q_length + kBlockQ - 1) / kBlockQ);
+    const int shares = (items + kConsumers - 1) / kConsumers;
     for (int c = 0; c < kConsumers; c++) works[c] = Work(a, blockIdx.x / shares, blockIdx.x % shares * kConsumers + c);
     for (int i = 0; i < kStages; i++) {
       mbarrier_init(base + L::full + 8 * i, 1);
@@ -375,7 +378,8 @@ __global__ void __launch_bounds__(kThreads, 1) screen(const __grid_constant__ Ar
   if (threadIdx.x < 128) {
     registers_shrink<24>();
     if (threadIdx.x == 0) {
-      const char* records = arguments.records + (i64(works[0].batch) * a.kv_heads + works[0].kv_head) * arguments.pairs * L::record;
+      const i64 first = (i64(works[0].batch) * a.kv_heads + works[0].kv_head) * arguments.pairs;
+      const char* records = arguments.records + first * L::record;
       u32 stage = 0, parity = 1;
       for (int step = 0; step < walk.steps; step++) {
         const u32 full = base + L::full + 8 * stage;

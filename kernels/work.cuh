@@ -24,7 +24,8 @@ constexpr bool by_max(Mode m) { return m == Mode::gate_max || m == Mode::lists_m
 constexpr bool gated(Mode m) { return by_max(m) || m == Mode::gate_lse; }
 constexpr bool keeps_all(Mode m) { return m == Mode::all || m == Mode::lists; }
 
-// A tensor by its address: (B, S, H, D), or (S, H, D) with batch_stride unused; D contiguous, all else in multiples of 16 bytes.
+// A tensor by its address: (B, S, H, D), or (S, H, D) with batch_stride unused; D contiguous, all else in multiples of 16
+// bytes.
 struct Tensor {
   const u16* data;
   i64 batch_stride, row_stride, head_stride;
