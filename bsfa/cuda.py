@@ -78,7 +78,7 @@ def attend(
         With one threshold (and relative cut) a head and query block of this call, fp32 (Hq, n_q). One with a
         ``screen`` makes block lists of its own.
     block_lists : BlockLists, optional
-        Visit these blocks instead of every visible one; with a gate, one without a log-sum-exp, in its order of visit.
+        Visit these blocks instead of every visible one, without a gate.
     kernel : str, optional
         One of `KERNELS` by name, for tests and benchmarks; by default the best for the device.
 
@@ -158,6 +158,8 @@ def _attend(
     kernel: str | None,
 ) -> tuple[Tensor, Tensor | None, Tensor | None]:
     """The ops, with None for what was not asked for. ``where``: the spans, if any, and the longest sequences."""
+    if gate is not None and block_lists is not None:
+        raise InputError("a call takes a gate or block lists, not both")
     if gate is not None and gate.screen is not None:
         threshold, relative, order, _, keep_diagonal, keep_first = _gate_arguments(gate)
         cuts = (threshold, relative, order, keep_diagonal, keep_first, gate.screen)
@@ -217,7 +219,7 @@ def _attention(
     out, lse, kept = outputs[0], outputs[1] if return_lse else None, outputs[-1] if return_stats else None
     if out.numel() == 0:
         return outputs
-    if k.numel() == 0:
+    if k.numel() == 0 or (indices is not None and indices.shape[-1] == 0):  # there is nothing to attend to
         out.zero_()
         if lse is not None:
             lse.fill_(-math.inf)
@@ -266,7 +268,7 @@ def _screen(
 ) -> list[Tensor]:
     """`BlockLists` of the blocks on which a gate has to decide by exact scores: indices and counts."""
     lists = _screen_outputs(q, spans_q, max_seqlen_q, max_seqlen_k)
-    if not (q.numel() and k.numel()):
+    if not (q.numel() and k.numel() and lists[0].numel()):
         lists[1].zero_()
         return lists
     check(q, kernel, screen=True)

@@ -53,8 +53,9 @@ class Gate:
         Find by 8-bit scores the blocks that need no exact ones, see `bsfa.screen`, and decide on the others. The share,
         above 0, of the largest error of rounding by which a block has to be under its bar: with 1 nothing is decided
         otherwise, with 0.25 hardly anything is, and fewer blocks are left to decide on. Faster where much is skipped.
-        For thresholds and running maxima; on CUDA for compute capability 9.0, where it takes 4 bytes a block, of every
-        query head, and D bytes a key.
+        For thresholds and running maxima; on CUDA for compute capability 9.0. There a call takes 4 bytes of memory a
+        block, visible or not, of every query head, and D bytes a key of every KV head, in a batch as if all its
+        sequences were as long as the longest; and all keys are rounded anew, in every chunk of a prefill.
 
     Raises
     ------

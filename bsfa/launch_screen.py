@@ -51,22 +51,23 @@ def launch(a: Arguments, q: Tensor, relative: bool) -> None:
     shared_bytes = STAGES * (2 * BLOCK_K * size + 1024) + 1024 + 1024  # the records; the rest; to align the start
     with torch.cuda.device(device):
         stream = torch._C._cuda_getCurrentRawStream(device.index)
-        rounding = _load(device.index, q.dtype, size, "quantize", 0)
+        rounding = _load(device.index, instantiate(q.dtype, size), 0)
         _put(rounding, (2 * a.pairs, call.kv_heads, call.batch), 128, 0, stream, a)
-        screen = _load(device.index, q.dtype, size, "gate_max" if relative else "all", shared_bytes)
+        screen = _load(device.index, instantiate(q.dtype, size, relative), shared_bytes)
         _put(screen, (grid, 1, 1), 128 * (1 + CONSUMERS), shared_bytes, stream, a)
 
 
-def instantiate(dtype: torch.dtype, size: int, mode: str) -> str:
-    """The C++ name of one instantiation."""
-    if mode == "quantize":
+def instantiate(dtype: torch.dtype, size: int, relative: bool | None = None) -> str:
+    """The C++ name of a gate's screen, with cuts against running maxima or without; None: of the rounding of keys."""
+    if relative is None:
         return f"bsfa::quantize<{DTYPES[dtype]}, {size}>"
-    return f"bsfa::screen<{DTYPES[dtype]}, {size}, bsfa::Mode::{mode}>"
+    return f"bsfa::screen<{DTYPES[dtype]}, {size}, {str(relative).lower()}>"
 
 
 @cache
-def _load(device: int, dtype: torch.dtype, size: int, mode: str, shared_bytes: int) -> Any:
-    return nvrtc.load_kernel(nvrtc.compile_kernel(SOURCE, instantiate(dtype, size, mode), ARCH), shared_bytes)
+def _load(device: int, instantiation: str, shared_bytes: int) -> Any:
+    """A kernel loaded on a device, the current one."""
+    return nvrtc.load_kernel(nvrtc.compile_kernel(SOURCE, instantiation, ARCH), shared_bytes)
 
 
 def _put(kernel: Any, grid: tuple[int, int, int], threads: int, shared_bytes: int, stream: int, a: Arguments) -> None:

@@ -19,7 +19,7 @@
 //                  in the end O, on its way out
 //   K ring         kStages x (64 keys x D)
 //   V              kSlots x (64 keys x D) for each consumer
-//   words          what a stage's block is to each consumer (`Visit`), for kDescribed stages
+//   words          what a stage's block is to each consumer (`Visit`), for kDescribed stages; of lists to its own, for kStages
 //   exchange       for block maxima: the four warps' values, twice, for each consumer
 //   asked          the block that each consumer kept last
 //   cta            what all threads know: `Cta`
@@ -27,7 +27,8 @@
 // Barriers (mbarriers)
 //   q_full[c]          fetcher c (TMA bytes)      -> consumer c, once
 //   k_full[stage]      producer (TMA bytes)       -> consumers: K is there, and the words of the next stage too
-//   k_empty[stage]     the consumers' warps       -> producer: S is computed, the next stage's words are read
+//   k_empty[stage]     the consumers' warps       -> producer: S is computed, the next stage's words are read; of lists
+//                                                    those of the stage's consumer
 //   v_asked[c]         one thread of consumer c   -> its fetcher: a block is kept, or none is any more
 //   v_full[c][slot]    fetcher c (TMA bytes)      -> consumer c
 //   v_empty[c][slot]   four warps of consumer c   -> fetcher c; calls without a gate only, in which V goes ahead as K does
@@ -135,6 +136,7 @@ template <int Size> struct Place {
 };
 // In how many places a consumer has one: in all, or, where blocks are listed and consumers take turns, every second or third.
 template <int D, Mode M> constexpr int turns = of_lists(M) ? consumers(D) : 1;
+static_assert(kStages % consumers(64) == 0 && kStages % consumers(128) == 0);
 
 // The producer of K: one warp. Its lanes describe 32 stages at once, lane 0 issues the copies.
 template <int D, Mode M>

@@ -191,14 +191,16 @@ struct Walk {
 // The low `n` bits.
 __device__ __forceinline__ u32 low_bits(int n) { return n <= 0 ? 0 : n >= 32 ? ~0u : (1u << n) - 1; }
 
-template <class T, int D, Mode M>
+// A consumer, number `c`. kRelative: the gate has cuts against running maxima.
+template <class T, int D, bool kRelative>
 __device__ __forceinline__ void decide(const Arguments& arguments, const Work& work, const Walk& walk, u32 base, int c) {
   using L = Layout<D>;
   constexpr int kSteps = D / 32;
   const Call& a = arguments.call;
   const int lane = threadIdx.x % kWarp, warp = threadIdx.x % 128 / kWarp;
-  const float threshold = work.look_up(a.threshold, a.scale);
-  const float relative = M == Mode::gate_max && a.relative.data ? work.look_up(a.relative, a.scale) : -infinity();
+  // An item past the last has no place in the tables.
+  const float threshold = work.visible ? work.look_up(a.threshold, a.scale) : infinity();
+  const float relative = kRelative && work.visible ? work.look_up(a.relative, a.scale) : -infinity();
 
   // Q as wgmma takes it from registers: a thread has 4 columns in each half of a product's 32, of rows lane / 4 and 8 more.
   u32 q[kTiles][kSteps][4];
@@ -281,10 +283,11 @@ __device__ __forceinline__ void decide(const Arguments& arguments, const Work& w
       const int row = 2 * m + r;
       const float moved = fmaf(by_error[row], rounding.y, by_length[row] * rounding.z), score = x[r] * rounding.x;
       float least = bar[row];
-      if constexpr (M == Mode::gate_max) least = fmaxf(least, most[row] + cut[row]);
+      if constexpr (kRelative) least = fmaxf(least, most[row] + cut[row]);  // a maximum that is NaN says nothing, as the gate's
       any |= !(score + moved < least);
-      if constexpr (M == Mode::gate_max) {
-        if (seen) most[row] = fmaxf(most[row], quad_max(score - moved));
+      if constexpr (kRelative) {
+        const float low = quad_max(score - moved);
+        if (seen || !(low == low)) most[row] = max_nan(most[row], low);  // a bad key may be one that the row sees
       }
     }
     return any;
@@ -349,7 +352,7 @@ __device__ __forceinline__ void decide(const Arguments& arguments, const Work& w
   if (warp == 0 && lane == 0 && work.q_block < row_blocks) arguments.counts[list] = count;
 }
 
-template <class T, int D, Mode M>
+template <class T, int D, bool kRelative>
 __global__ void __launch_bounds__(kThreads, 1) screen(const __grid_constant__ Arguments arguments) {
   using L = Layout<D>;
   extern __shared__ char dynamic[];
@@ -393,7 +396,7 @@ __global__ void __launch_bounds__(kThreads, 1) screen(const __grid_constant__ Ar
   } else {
     registers_grow<240>();
     const int c = __shfl_sync(~0u, threadIdx.x / 128, 0) - 1;
-    decide<T, D, M>(arguments, works[c], walk, base, c);
+    decide<T, D, kRelative>(arguments, works[c], walk, base, c);
   }
 }
 

@@ -272,6 +272,19 @@ class TestBehaviour:
         assert out[0, :, 2:].isfinite().all()
         assert out[1].isfinite().all()
 
+    @pytest.mark.parametrize("width", [0, 3])
+    def test_lists_that_are_empty_or_of_unequal_lengths(self, attend, width):
+        q, k, v = draw(self.shape)
+        grid = BlockGrid(700, 900, causal=True)
+        counts = torch.randint(0, width + 1, (2, 4, grid.n_q), dtype=torch.int32, device="cuda")
+        indices = torch.randint(0, 4, (2, 4, grid.n_q, width), dtype=torch.int32, device="cuda").sort(-1).values
+        indices += torch.arange(width, dtype=torch.int32, device="cuda")  # none twice
+        out, _, kept = attend(q, k, v, block_lists=BlockLists(indices, counts), return_stats=True)
+        lists = BlockLists(indices, counts)
+        want, _, keep = reference.attention(q, k, v, grid, softmax_scale=self.scale, blocks=lists)
+        assert relative_error(out, want) < TOLERANCE[torch.bfloat16]
+        assert torch.equal(kept, keep.sum((2, 3)))
+
     @pytest.mark.parametrize("size", [64, 128])
     def test_packed_sequences_equal_the_same_sequences_alone(self, attend, kernel, size):
         lengths = [(300, 300), (1, 129), (500, 64)]
@@ -390,6 +403,13 @@ class TestBehaviour:
 
 
 class TestRefusals:
+    def test_a_gate_with_lists(self):
+        q = torch.empty(1, 128, 1, 64)
+        gate = ResolvedGate(torch.zeros(1, 1), None, "max", "diagonal", True, False)
+        lists = BlockLists.shared([[0]], 1, 1, q.device)
+        with pytest.raises(InputError, match="a gate or block lists, not both"):
+            cuda.attend(q, q, q, softmax_scale=1.0, causal=True, gate=gate, block_lists=lists)
+
     def test_a_tensor_on_the_cpu(self):
         with pytest.raises(InputError, match="CUDA device"):
             cuda.check(torch.empty(1, 1, 1, 64))

@@ -11,7 +11,7 @@ import torch
 from hypothesis import given, settings
 from hypothesis import strategies as st
 
-from bsfa import Gate, cuda, flash_attn_func, screen
+from bsfa import Gate, cuda, flash_attn_func, flash_attn_varlen_func, screen
 from bsfa.attention import attend
 from bsfa.blocks import ORDERS, BlockGrid
 from bsfa.errors import InputError
@@ -81,13 +81,26 @@ def test_a_smaller_share_of_the_bound_lists_no_more():
     assert shares[0].sum() < shares[1].sum() < shares[2].sum()
 
 
-@pytest.mark.parametrize("bad", [math.nan, math.inf])
-def test_a_bad_key_keeps_its_block(bad):
+BAD_KEYS = pytest.mark.parametrize("bad", [math.nan, math.inf])
+BAD_PLACES = pytest.mark.parametrize("key", [100, 1010], ids=["a whole block", "the diagonal"])
+BAD_GATES = pytest.mark.parametrize(
+    "gate",
+    [Gate(threshold=9.0), *(Gate(relative=-0.3, order=order) for order in ORDERS)],
+    ids=["absolute", *ORDERS],
+)
+
+
+@BAD_KEYS
+@BAD_PLACES
+@BAD_GATES
+def test_a_bad_key_keeps_what_it_keeps_without_a_screen(gate, key, bad):
     torch.manual_seed(0)
-    q, k, v = torch.randn(1, 256, 1, 64), torch.randn(1, 1024, 1, 64), torch.randn(1, 1024, 1, 64)
-    k[0, 100] = bad
-    want, got = (attend(q, k, v, causal=True, gate=Gate(threshold=9.0, screen=x)).stats.kept for x in (None, 0.25))
-    assert got == want
+    q = torch.randn(1, 1, 1, 64) + 0.1 * torch.randn(1, 128, 1, 64)
+    k, v = torch.randn(1, 1024, 1, 64), torch.randn(1, 1024, 1, 64)
+    k[0, key] = bad
+    want, got = (attend(q, k, v, causal=True, gate=x) for x in (gate, screened(gate)))
+    assert got.stats.kept == want.stats.kept
+    assert torch.equal(got.out.nan_to_num(7.0), want.out.nan_to_num(7.0))
 
 
 @pytest.mark.parametrize("share", [0.0, -1.0, math.nan, math.inf, "half"])
@@ -200,6 +213,39 @@ class TestOnAGpu:
         first, *others = (attend(q, k, v, causal=True, gate=gate) for _ in range(20))
         assert all(torch.equal(other.out, first.out) for other in others)
         assert all(torch.equal(other.stats.kept, first.stats.kept) for other in others)
+
+    @BAD_KEYS
+    @BAD_PLACES
+    @BAD_GATES
+    def test_a_bad_key_keeps_what_it_keeps_without_a_screen(self, gate, key, bad):
+        q, k, v = self.draw((1, 128, 1024, 1, 1, 64))
+        q = q[:, :1] + 0.1 * q
+        k[0, key] = bad
+        want, got = (attend(q, k, v, causal=True, gate=x) for x in (gate, screened(gate)))
+        assert torch.equal(got.stats.kept, want.stats.kept)
+        assert torch.equal(got.out.nan_to_num(7.0), want.out.nan_to_num(7.0))
+
+    @pytest.mark.parametrize("relative", [-math.inf, -1.5, 0.5])
+    def test_tables_of_an_odd_number_of_query_blocks_without_groups(self, relative):
+        q, k, v = self.draw((1, 5 * 128, 1500, 3, 3, 128))
+        table = torch.empty(3, 12, device="cuda").uniform_(2.5, 3.5)
+        cuts = relative if relative == -math.inf else torch.full_like(table, relative)
+        gate = Gate(table, cuts, keep_diagonal=False)
+        want, got = (attend(q, k, v, causal=True, gate=x) for x in (gate, screened(gate)))
+        assert torch.equal(got.stats.kept, want.stats.kept)
+        assert torch.equal(got.out, want.out)
+
+    def test_packed_sequences_read_their_tables_by_position(self):
+        q, k, v = (x[0] for x in self.draw((1, 1300, 1300, 4, 2, 128)))
+        bounds = torch.tensor([0, 300, 301, 1300], dtype=torch.int32, device="cuda")
+        table = torch.empty(4, 6, device="cuda").uniform_(2.0, 3.0)
+        gate = Gate(table, table - 5.0, order="sink")
+        options = {"causal": True, "return_lse": True, "return_skip_stats": True}
+        want, got = (
+            flash_attn_varlen_func(q, k, v, bounds, bounds, 999, 999, gate=x, **options) for x in (gate, screened(gate))
+        )
+        assert torch.equal(got[2].kept, want[2].kept)
+        assert torch.equal(got[0], want[0])
 
     def test_a_nan_key_shows(self):
         q, k, v = self.draw((2, 700, 900, 4, 2, 128))

@@ -44,9 +44,9 @@ def test_every_instantiation_compiles_without_spills_or_serialised_wgmma(kernel,
 
 @pytest.mark.parametrize("head_size", cuda.HEAD_SIZES)
 @pytest.mark.parametrize("dtype", cuda.DTYPES, ids=str)
-@pytest.mark.parametrize("mode", ["quantize", "all", "gate_max"])
-def test_the_screen_compiles_without_spills_or_serialised_wgmma(mode, dtype, head_size):
-    name = launch_screen.instantiate(dtype, head_size, mode)
+@pytest.mark.parametrize("relative", [None, False, True])
+def test_the_screen_compiles_without_spills_or_serialised_wgmma(relative, dtype, head_size):
+    name = launch_screen.instantiate(dtype, head_size, relative)
     cubin = nvrtc.compile_kernel(launch_screen.SOURCE, name, launch_screen.ARCH, use_cache=False)
     assert " 0 bytes stack frame, 0 bytes spill stores, 0 bytes spill loads" in cubin.log, cubin.log
     assert not SERIALISED.search(cubin.log), cubin.log
