@@ -27,7 +27,6 @@ from bsfa.launch_sm90 import SM90A
 
 KERNELS = {kernel.name: kernel for kernel in (SM90A, SM80)}
 HEAD_SIZES = (64, 128)
-MODES = ("all", "gate_max", "gate_lse", "maxima", "lists", "lists_max")
 
 
 def check(q: Tensor, kernel: str | None = None, screen: bool = False) -> None:
@@ -240,7 +239,7 @@ def _attention(
     if indices is not None and counts is not None:
         indices, counts = _int32(indices), _int32(counts)
         a.indices, a.counts, a.list_width = indices.data_ptr(), counts.data_ptr(), indices.shape[-1]
-        mode = {"all": "lists", "gate_max": "lists_max"}[mode]
+        mode = picked.of_lists.get(mode, mode)
     picked.launch(arguments, q, mode)
     return outputs
 

@@ -7,7 +7,7 @@ from __future__ import annotations
 
 import ctypes
 from collections.abc import Callable
-from dataclasses import dataclass
+from dataclasses import dataclass, field
 from functools import cache, lru_cache
 from typing import Any
 
@@ -17,6 +17,7 @@ from torch import Tensor
 from bsfa import nvrtc
 from bsfa.blocks import BLOCK_Q
 
+MODES = ("all", "gate_max", "gate_lse", "maxima")  # `bsfa::Mode` of ``kernels/work.cuh``, but for lists
 DTYPES = {torch.bfloat16: "bsfa::bf16", torch.float16: "bsfa::fp16"}
 ORDERS = {"diagonal": 0, "sink": 1, "ascending": 2}
 
@@ -125,6 +126,8 @@ class Kernel:
         Whether it can read a tensor, given an address that is a multiple of 16; others are copied.
     arguments : (q, k, v) -> Structure
         Its argument with the tensors described and a `Call`, zeroed, as ``call``.
+    of_lists : dict of str to str
+        The modes that have one of their own where blocks are listed, with its name.
     screen : (arguments, q, relative) -> None, optional
         Launches a gate's screen, see `bsfa.launch_screen`.
     """
@@ -136,7 +139,13 @@ class Kernel:
     cta: Callable[[int], Cta]
     readable: Callable[[tuple[int, ...], tuple[int, ...], int], bool]
     arguments: Callable[[Tensor, Tensor, Tensor], Any]
+    of_lists: dict[str, str] = field(default_factory=dict)
     screen: Callable[[Any, Tensor, bool], None] | None = None
+
+    @property
+    def modes(self) -> tuple[str, ...]:
+        """All that it is compiled for."""
+        return (*MODES, *self.of_lists.values())
 
     def prepare(self, x: Tensor) -> Tensor:
         """x itself where the kernel can read it, else a contiguous copy."""

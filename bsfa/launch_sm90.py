@@ -107,5 +107,6 @@ SM90A = Kernel(
     cta=cta,
     readable=readable,
     arguments=arguments,
+    of_lists={"all": "lists", "gate_max": "lists_max"},
     screen=launch_screen.launch,
 )
