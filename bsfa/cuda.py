@@ -11,6 +11,7 @@ of the tensors' device, never wait for the GPU, and may be traced by ``torch.com
 from __future__ import annotations
 
 import math
+from collections.abc import Callable
 from functools import cache
 from typing import Any
 
@@ -39,12 +40,7 @@ def check(q: Tensor, kernel: str | None = None, screen: bool = False) -> None:
     """
     if q.device.type != "cuda":
         raise InputError(f"backend 'cuda' needs tensors on a CUDA device, got {q.device}; move them or use 'reference'")
-    picked = _pick(q.device, kernel)
-    if screen and picked.screen is None:
-        raise InputError(
-            f"a gate's screen runs on compute capability 9.0 alone, not on {torch.cuda.get_device_name(q.device)} with "
-            f"kernel {picked.name}; leave screen out, or use 'reference'"
-        )
+    (_pick_screen if screen else _pick)(q.device, kernel)
     if q.dtype not in DTYPES:
         raise InputError(f"backend 'cuda' serves bfloat16 and float16, got {q.dtype}; cast or use 'reference'")
     if q.shape[-1] not in HEAD_SIZES:
@@ -270,16 +266,14 @@ def _screen(
     if not (q.numel() and k.numel() and lists[0].numel()):
         lists[1].zero_()
         return lists
-    check(q, kernel, screen=True)
-    picked = _pick(q.device, kernel)
-    assert picked.screen is not None  # checked
+    picked, launch = _pick_screen(q.device, kernel)
     q, k = picked.prepare(q), picked.prepare(k)
     arguments = launch_screen.arguments(q, k, screen, *lists)
     a = _describe(arguments, q, k, softmax_scale, causal, max_seqlen_q, max_seqlen_k)
     spans = _spans(a, spans_q, spans_k)
     _cuts(a, threshold, relative, by_position=bool(spans))
     a.order, a.keep_diagonal, a.keep_first = order, keep_diagonal, keep_first
-    picked.screen(arguments, q, relative is not None)
+    launch(arguments, q, relative is not None)
     return lists
 
 
@@ -390,3 +384,20 @@ def _pick(device: torch.device, name: str | None) -> Kernel:
     asked = f"kernel {name!r} does not serve" if name else "backend 'cuda' needs compute capability 8.0 or newer, not"
     major, minor = capability
     raise InputError(f"{asked} {torch.cuda.get_device_name(device)} ({major}.{minor}); use 'reference'")
+
+
+def _pick_screen(device: torch.device, name: str | None) -> tuple[Kernel, Callable[[Any, Tensor, bool], None]]:
+    """`_pick`, and the launch of its screen.
+
+    Raises
+    ------
+    InputError
+        As there; it has none.
+    """
+    picked = _pick(device, name)
+    if picked.screen is None:
+        raise InputError(
+            f"a gate's screen runs on compute capability 9.0 alone, not on {torch.cuda.get_device_name(device)} with "
+            f"kernel {picked.name}; leave screen out, or use 'reference'"
+        )
+    return picked, picked.screen
