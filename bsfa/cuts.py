@@ -1,10 +1,12 @@
 """What a share cut keeps and what it costs, and the cuts that buy the fewest blocks for a given loss.
 
 A cell is a layer, a head and a class of query blocks by distance from the end of the prompt. For each cell the file
-has, over a ladder of cuts, the blocks kept and the loss caused, in nats of KL a token; `bsfa.fisher` measures them. A
+has, over a ladder of cuts, the blocks kept and the change of the log-likelihood of tokens drawn, from which follows the
+loss in nats of KL a token; `bsfa.fisher` measures them. A
 strength is chosen afterwards, with no new calibration: where the fewest blocks are kept at a total loss of at most
 ``kl``, one more block buys the same everywhere, so that one price in nats a block settles all cells (Everett 1963,
-generalized Lagrange multipliers; Shoham and Gersho 1988, bit allocation by equal slopes).
+generalized Lagrange multipliers; Shoham and Gersho 1988, bit allocation by equal slopes). With a ``coupling`` above 0
+what cells lose together counts too, and `bsfa.descent` goes on from there.
 """
 
 from __future__ import annotations
@@ -16,16 +18,18 @@ from collections.abc import Sequence
 from dataclasses import dataclass, field
 from pathlib import Path
 
+import numpy as np
 import torch
 
 from bsfa.blocks import BLOCK_K, BLOCK_Q
+from bsfa.descent import descend
 from bsfa.errors import InputError
 from bsfa.model import ModelInfo
 from bsfa.provenance import Provenance, read, write
 
 AXES = {"layers": 1, "heads": 2, "positions": 3}
 PRICES = (-80.0, 30.0)  # logarithms of nats a block, beyond what any loss in fp32 comes to
-HALVINGS = 60
+HALVINGS = 32
 
 
 @dataclass(frozen=True, eq=False)
@@ -34,8 +38,11 @@ class Cuts:
 
     Attributes
     ----------
-    kept, cost : fp32 (n_shares, n_layers, n_heads, n_classes)
-        Blocks kept and nats a token lost, means over the texts. A class that no text reached has kept 0.
+    kept : fp32 (n_shares, n_layers, n_heads, n_classes)
+        Blocks kept, a mean over the texts. A class that no text reached has kept 0.
+    change : fp32 (n_shares, n_layers, n_heads, n_classes, n_samples)
+        Change of the log-likelihood of the ``tail`` tokens drawn at a text's end, a sample a text and draw.
+    tail : int
     shares : tuple of float
         The cuts, ascending from 0, which keeps every block.
     edges : tuple of int
@@ -50,7 +57,8 @@ class Cuts:
     """
 
     kept: torch.Tensor
-    cost: torch.Tensor
+    change: torch.Tensor
+    tail: int
     shares: tuple[float, ...]
     edges: tuple[int, ...]
     block_size: tuple[int, int] = (BLOCK_Q, BLOCK_K)
@@ -58,10 +66,10 @@ class Cuts:
 
     def __post_init__(self) -> None:
         shape = tuple(self.kept.shape)
-        if self.kept.dim() != 4 or 0 in shape or tuple(self.cost.shape) != shape:
+        if self.kept.dim() != 4 or 0 in self.change.shape or tuple(self.change.shape[:-1]) != shape:
             raise InputError(
-                f"kept and cost must be two tables (shares, layers, heads, classes), got {shape} and "
-                f"{tuple(self.cost.shape)}"
+                f"kept and change must be tables (shares, layers, heads, classes) and (..., samples), got {shape} and "
+                f"{tuple(self.change.shape)}"
             )
         if (len(self.shares), len(self.edges) + 1) != (shape[0], shape[3]):
             raise InputError(
@@ -70,20 +78,30 @@ class Cuts:
             )
         check_shares(self.shares)
         check_edges(self.edges)
-        if not (self.kept.isfinite().all() and self.cost.isfinite().all()):
-            raise InputError("cuts hold NaN or infinite costs: calibrate again in fp32 or bf16")
+        if not (self.kept.isfinite().all() and self.change.isfinite().all()):
+            raise InputError("cuts hold NaN or infinite changes: calibrate again in fp32 or bf16")
 
-    def select(self, kl: float, shared: Sequence[str] = (), most: float = math.inf) -> torch.Tensor:
+    @property
+    def cost(self) -> torch.Tensor:
+        """Nats a token lost by each cut alone, as ``kept``."""
+        return self.change.square().mean(-1) / (2 * self.tail)
+
+    def select(
+        self, kl: float, shared: Sequence[str] = (), most: float = math.inf, coupling: float = 0.0
+    ) -> torch.Tensor:
         """The cuts that keep the fewest blocks at a loss of at most ``kl`` nats a token on the calibration texts.
 
         Parameters
         ----------
         kl : float
-            Sum over all cells; a larger one never lowers a cut.
+            Of all cells; with no coupling a larger one never lowers a cut.
         shared : sequence of {"layers", "heads", "positions"}
             Axes along which all cells have one cut.
         most : float
             No cut is above this share.
+        coupling : float
+            From 0, which adds the cells' losses up as if their errors were independent, to 1, which believes all that
+            the samples say of errors that cancel or agree.
 
         Returns
         -------
@@ -94,33 +112,47 @@ class Cuts:
         InputError
             An unknown axis; ``most`` under every cut but 0, so that no block would be skipped.
         """
-        level = self._levels(kl, shared, most)
+        level = self._levels(kl, shared, most, coupling)
         return torch.tensor([-math.inf, *map(math.log, self.shares[1:])])[level]
 
-    def skip_ratio(self, kl: float, shared: Sequence[str] = (), most: float = math.inf) -> float:
+    def skip_ratio(self, kl: float, shared: Sequence[str] = (), most: float = math.inf, coupling: float = 0.0) -> float:
         """The share of blocks that the cuts of `select` skip on the calibration texts."""
-        kept = self.kept.gather(0, self._levels(kl, shared, most)[None])
+        kept = self.kept.gather(0, self._levels(kl, shared, most, coupling)[None])
         return 1 - float(kept.sum() / self.kept[0].sum())
 
-    def _levels(self, kl: float, shared: Sequence[str], most: float) -> torch.Tensor:
+    def _levels(self, kl: float, shared: Sequence[str], most: float, coupling: float) -> torch.Tensor:
         """Numbers of shares: int64 (n_layers, n_heads, n_classes)."""
         allowed = sum(share <= most for share in self.shares)
         if allowed < 2:
             raise InputError(f"most={most:g} is under {self.shares[1]:g}, the lowest cut there is: all would be kept")
-        # A cut that keeps more than a lower one, or costs less, does so by chance.
-        cost, kept = self.cost[:allowed].double(), self.kept[:allowed].double()
+        cost, kept, change = self.cost[:allowed].double(), self.kept[:allowed].double(), self.change[:allowed]
         check_shared(shared)
         for axis in shared:
-            cost, kept = (x.sum(AXES[axis], keepdim=True) for x in (cost, kept))
+            cost, kept, change = (x.sum(AXES[axis], keepdim=True) for x in (cost, kept, change))
+        # A cut that keeps more than a lower one, or costs less, does so by chance.
         cost, kept = cost.cummax(0).values, kept.cummin(0).values
+        errors = (change / math.sqrt(2 * self.tail)).flatten(1, -2).transpose(0, 1).contiguous().numpy()
+
+        def by_cell(table: torch.Tensor) -> np.ndarray:
+            return table.flatten(1).T.numpy()
 
         def levels(price: float) -> torch.Tensor:
-            return (cost + math.exp(price) * kept).argmin(0, keepdim=True)
+            chosen = (cost + math.exp(price) * kept).argmin(0, keepdim=True)
+            if coupling:
+                start = chosen.flatten().numpy()
+                found = descend(errors, by_cell(cost), by_cell(kept), start, math.exp(price), coupling)
+                chosen = torch.from_numpy(found).view_as(chosen)
+            return chosen
+
+        def loss(chosen: torch.Tensor) -> float:
+            alone = float(cost.gather(0, chosen).sum())
+            together = np.square(errors[np.arange(len(errors)), chosen.flatten().numpy()].sum(0)).mean()
+            return (1 - coupling) * alone + coupling * float(together)
 
         low, high = PRICES
         for _ in range(HALVINGS):
             middle = (low + high) / 2
-            within = float(cost.gather(0, levels(middle)).sum()) <= kl
+            within = loss(levels(middle)) <= kl
             low, high = (middle, high) if within else (low, middle)
         chosen = levels(low)[0].expand(self.kept.shape[1:]).clone()
         for c in range(1, chosen.shape[-1]):
@@ -130,8 +162,8 @@ class Cuts:
 
     def digest(self) -> str:
         """16 hex digits of the tables."""
-        content = torch.stack([self.kept, self.cost]).float().contiguous().numpy().tobytes()
-        return hashlib.sha256(content + repr((self.shares, self.edges)).encode()).hexdigest()[:16]
+        content = b"".join(x.float().contiguous().numpy().tobytes() for x in (self.kept, self.change))
+        return hashlib.sha256(content + repr((self.tail, self.shares, self.edges)).encode()).hexdigest()[:16]
 
     def check(self, model: ModelInfo) -> None:
         """Refuse a model that these cuts were not calibrated for.
@@ -146,8 +178,8 @@ class Cuts:
 
     def save(self, path: str | os.PathLike[str]) -> None:
         """Write a safetensors file, whole or not at all."""
-        settings = {"shares": self.shares, "edges": self.edges, "block_size": self.block_size}
-        write(Path(path), {"kept": self.kept, "cost": self.cost}, settings, self.provenance)
+        settings = {"tail": self.tail, "shares": self.shares, "edges": self.edges, "block_size": self.block_size}
+        write(Path(path), {"kept": self.kept, "change": self.change}, settings, self.provenance)
 
     @classmethod
     def load(cls, path: str | os.PathLike[str]) -> Cuts:
@@ -161,10 +193,10 @@ class Cuts:
         path = Path(path)
         if not path.is_file():
             raise InputError(f"no file of cuts at {path}; `experiment=calibrate method=fisher_share` writes one")
-        [kept, cost], [shares, edges, block_size], origin = read(
-            path, "cuts", ["kept", "cost"], ["shares", "edges", "block_size"]
+        [kept, change], [tail, shares, edges, block_size], origin = read(
+            path, "cuts", ["kept", "change"], ["tail", "shares", "edges", "block_size"]
         )
-        return cls(kept, cost, tuple(shares), tuple(edges), tuple(block_size), origin)
+        return cls(kept, change, tail, tuple(shares), tuple(edges), tuple(block_size), origin)
 
 
 def check_shares(shares: Sequence[float]) -> None:

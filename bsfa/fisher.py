@@ -8,7 +8,8 @@ y sampled from the model at each of the last ``tail`` positions and g the gradie
 
     cost = mean over y of (sum over the class's rows of g . d)^2 / (2 tail)
 
-and the costs of cells are added up, as if their errors were independent. ``d`` is what the gate does: each cut of a
+The sum of ``g . d`` over several cells gives, squared, what they cost together; `bsfa.cuts` says how much of that is
+believed. ``d`` is what the gate does: each cut of a
 ladder runs through the kernels on the dense inputs of its layer. Pruning has ranked weights (LeCun et al. 1990, Optimal
 Brain Damage) and units (Molchanov et al. 2019) by the same expansion.
 
@@ -109,28 +110,29 @@ def calibrate_cuts(
     generator = torch.Generator(device).manual_seed(seed)
     ladder = torch.tensor(shares).log()
     gates = [share_gate(relative.expand(info.n_heads)).to(device) for relative in ladder]
-    shape = (len(shares), info.n_layers, info.n_heads, len(edges) + 1)
+    shape = (info.n_layers, len(shares), info.n_heads, len(edges) + 1)
     origin = Provenance.of(info, batches, data)
     finished = Finished.of(partial, asdict(origin), list(shares), list(edges), tail, samples, seed)
 
     def read(tokens: torch.Tensor) -> dict[str, torch.Tensor]:
-        kept, cost = torch.zeros(shape, dtype=torch.float64), torch.zeros(shape, dtype=torch.float64)
+        kept, change = torch.zeros(shape, dtype=torch.float64), torch.zeros(*shape, len(tokens) * samples)
         calls, slopes = _slopes(model, tokens.to(device), tail, samples, generator)
         for call, slope in zip(calls, slopes, strict=True):
-            blocks, squares = _measure(call, slope, gates, edges)
-            kept[:, call.layer], cost[:, call.layer] = blocks.cpu(), squares.cpu() / (2 * tail)
-        return {"kept": kept, "cost": cost, "draws": generator.get_state()}
+            blocks, along = _measure(call, slope, gates, edges)
+            kept[call.layer], change[call.layer] = blocks.cpu(), along.cpu()
+        return {"kept": kept, "change": change, "draws": generator.get_state()}
 
-    kept, cost = torch.zeros(shape, dtype=torch.float64), torch.zeros(shape, dtype=torch.float64)
+    kept, changes = torch.zeros(shape, dtype=torch.float64), []
     bar = tqdm(batches, desc="calibrate cuts", unit="batch", disable=not progress, file=sys.stderr)
     with _frozen(model):
         for number, tokens in enumerate(bar):
             found = finished.text(number, functools.partial(read, tokens))
             generator.set_state(found["draws"])
             kept += found["kept"]
-            cost += found["cost"]
-    n = sum(len(tokens) for tokens in batches)
-    return Cuts((kept / n).float(), (cost / n).float(), tuple(shares), tuple(edges), provenance=origin)
+            changes.append(found["change"])
+    kept /= sum(len(tokens) for tokens in batches)
+    by_share = kept.transpose(0, 1).float().contiguous(), torch.cat(changes, -1).transpose(0, 1).contiguous()
+    return Cuts(*by_share, tail, tuple(shares), tuple(edges), provenance=origin)
 
 
 @dataclass(frozen=True, eq=False)
@@ -177,14 +179,14 @@ def _slopes(
 def _measure(
     call: Call, slopes: torch.Tensor, gates: Sequence[Gate], edges: Sequence[int]
 ) -> tuple[torch.Tensor, torch.Tensor]:
-    """Blocks kept and squared slopes along the error, summed over a batch: fp64 (gates, Hq, classes) each.
+    """Blocks kept, fp64 (gates, Hq, classes), summed over a batch, and slopes along the error, fp32 (..., B * samples).
 
     A class of query blocks is one run of rows, so that it is attended as a chunk of a prefill and its blocks are
     counted by the kernel. The first gate keeps all: the same arithmetic without a loss.
     """
     shape = (len(gates), call.q.shape[2], len(edges) + 1)
     kept = torch.zeros(shape, dtype=torch.float64, device=call.q.device)
-    squares = torch.zeros_like(kept)
+    along = torch.zeros(*shape, len(call.q) * len(slopes), device=call.q.device)
     for c, rows in enumerate(class_rows(call.q.shape[1], edges)):
         if rows.start == rows.stop:
             continue
@@ -194,10 +196,9 @@ def _measure(
         for n, gate in enumerate(gates):
             found = part.attend(gate=gate) if n else exact
             error = found.out.float() - exact.out.float()
-            along = torch.einsum("nbshd,bshd->nbh", slope, error).double()
             kept[n, :, c] = found.stats.kept.sum(0)
-            squares[n, :, c] = along.square().mean(0).sum(0)
-    return kept, squares
+            along[n, :, c] = torch.einsum("nbshd,bshd->hbn", slope, error).flatten(1)
+    return kept, along
 
 
 @contextmanager

@@ -135,6 +135,7 @@ class CutsRule(Rule):
     samples: int = 8
 
     entry: ClassVar[str] = "cuts"
+    version: ClassVar[int] = 2
     file: ClassVar[str] = "cuts.safetensors"
 
     def __post_init__(self) -> None:
@@ -142,7 +143,7 @@ class CutsRule(Rule):
         checks.count("method.calibrated.samples", self.samples)
 
     def check(self, calibration: Calibration, method: DictConfig) -> None:
-        check_strength(method.kl, method.shared, method.get("most"))
+        check_strength(method.kl, method.shared, method.get("most"), method.get("coupling", 0))
         self.check_texts(calibration)
 
     def check_texts(self, calibration: Calibration) -> None:
@@ -160,7 +161,7 @@ class CutsRule(Rule):
         return Cuts.load(path)
 
     def given(self, path: Path, method: DictConfig) -> tuple[Any, dict[str, Any], str]:
-        check_strength(method.kl, method.shared, method.get("most"))
+        check_strength(method.kl, method.shared, method.get("most"), method.get("coupling", 0))
         table = self.load(path)
         return table, *_origin(table)
 

@@ -40,9 +40,10 @@ TOKENS = torch.arange(700).remainder(90)[None] + 3
 def methods(thresholds: str) -> dict:
     table = Thresholds.load(thresholds)
     _, layers, heads, _ = table.values.shape
-    cost = torch.arange(heads).expand(2, layers, heads).clone()[..., None].float()
-    cost[0] = 0
-    first_heads = Cuts(torch.stack([2 + cost[0], 1 + cost[0]]), cost, (0.0, 0.2), ())  # the later a head, the dearer
+    change = torch.arange(heads).expand(2, layers, heads).clone()[..., None, None].float()  # the later, the dearer
+    change[0] = 0
+    kept = torch.tensor([2.0, 1.0]).view(2, 1, 1, 1).expand(2, layers, heads, 1)
+    first_heads = Cuts(kept, change, 1, (0.0, 0.2), ())
     return {
         "dense": Dense(),
         "bsfa": Bsfa(table, 2),

@@ -92,6 +92,7 @@ def test_a_batch_counts_as_its_texts(model):
         for batches in ([rows], [rows[:1], rows[1:]])
     )
     assert torch.equal(together.kept, apart.kept)
+    assert together.change.shape == apart.change.shape == (2, 2, 4, 5, 4)
     assert together.provenance == apart.provenance
 
 
@@ -116,9 +117,9 @@ def test_the_last_query_blocks_read_the_first_class(model, found):
     """Cuts that keep all near the end and nothing before it."""
     values = torch.zeros(2, 2, 4, 2)
     values[0], values[1, ..., 1] = 10, 1
-    cost = torch.zeros_like(values)
-    cost[1, ..., 0] = 1
-    cuts = Cuts(values, cost, (0.0, 1e30), (2,), provenance=found.provenance)
+    change = torch.zeros(*values.shape, 1)
+    change[1, ..., 0, :] = 1
+    cuts = Cuts(values, change, 1, (0.0, 1e30), (2,), provenance=found.provenance)
     [tokens] = texts(768)
     kept = {}
     for length in (768, 512):

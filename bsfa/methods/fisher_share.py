@@ -21,7 +21,10 @@ from __future__ import annotations
 import math
 from collections.abc import Sequence
 from dataclasses import dataclass
+from functools import cached_property
 from typing import ClassVar
+
+import torch
 
 from bsfa.cuts import Cuts, check_shared
 from bsfa.methods.base import Attend, Method
@@ -43,6 +46,9 @@ class FisherShare(Method):
         lost: ``experiment=fidelity`` measures it.
     shared : sequence of {"layers", "heads", "positions"}
         Axes along which all have one cut: what the others bring is measured with these.
+    coupling : float
+        From 0 to 1: how much is believed of what the errors of heads do together, as 16 texts show it. 0 adds their
+        losses up as if they were independent, see `bsfa.descent`.
     most : float, optional
         A share: an entry worth more of its row keeps its block, whatever the budget. The estimate is of second
         order, around distributions that are sure of themselves too: there it takes a loss that turns them over for a
@@ -53,19 +59,24 @@ class FisherShare(Method):
     kl: float
     shared: Sequence[str] = ()
     most: float | None = None
+    coupling: float = 0.0
 
     name: ClassVar[str] = "fisher_share"
 
     def __post_init__(self) -> None:
-        check_strength(self.kl, self.shared, self.most)
+        check_strength(self.kl, self.shared, self.most, self.coupling)
 
     def bind(self, model: ModelInfo) -> Attend:
         self.cuts.check(model)
+        return attend_by_distance(self._relative, self.cuts.edges, model)
+
+    @cached_property
+    def _relative(self) -> torch.Tensor:
         most = math.inf if self.most is None else self.most
-        return attend_by_distance(self.cuts.select(self.kl, self.shared, most), self.cuts.edges, model)
+        return self.cuts.select(self.kl, self.shared, most, self.coupling)
 
 
-def check_strength(kl: float, shared: Sequence[str], most: float | None = None) -> None:
+def check_strength(kl: float, shared: Sequence[str], most: float | None = None, coupling: float = 0.0) -> None:
     """Refuse what `FisherShare` would, before there are cuts.
 
     Raises
@@ -76,3 +87,4 @@ def check_strength(kl: float, shared: Sequence[str], most: float | None = None) 
     check_shared(shared)
     if most is not None:
         number("most", most, above=0, most=math.inf)
+    number("coupling", coupling, least=0, most=1)
