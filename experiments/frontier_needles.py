@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import itertools
 from collections.abc import Iterator, Sequence
 from typing import Any
 
@@ -23,7 +24,7 @@ def beside(rows: pd.DataFrame, section: Section, found: Sequence[Section]) -> pd
     rows : DataFrame
         As `frontier.points` gives them.
     found : sequence of Section
-        Of ``niah``. Answers in the section's own dtype count; where there are none, those in another one.
+        Of ``niah``. A point's answers in the section's own dtype count; where there are none, those in another one.
 
     Returns
     -------
@@ -33,10 +34,12 @@ def beside(rows: pd.DataFrame, section: Section, found: Sequence[Section]) -> pd
     same = [one for one in found if (one.chunk, _weights(one)) == (section.chunk, _weights(section))]
     if not same:
         return rows
-    dtype = min((one.origin["dtype"] for one in same), key=lambda name: (name != section.origin["dtype"], name))
-    answers = pd.concat([one.samples for one in same if one.origin["dtype"] == dtype])
-    needles = pd.DataFrame(_needles(answers.rename(columns={"haystack": "source"})))
-    return rows.merge(needles.assign(needles_dtype=dtype), on=SAME, how="left")
+    by_dtype = []
+    own_first = sorted(same, key=lambda one: (one.origin["dtype"] != section.origin["dtype"], one.origin["dtype"]))
+    for dtype, parts in itertools.groupby(own_first, key=lambda one: one.origin["dtype"]):
+        answers = pd.concat([one.samples for one in parts]).rename(columns={"haystack": "source"})
+        by_dtype.append(pd.DataFrame(_needles(answers)).assign(needles_dtype=dtype))
+    return rows.merge(pd.concat(by_dtype).drop_duplicates(SAME), on=SAME, how="left")
 
 
 def _needles(answers: pd.DataFrame) -> Iterator[dict[str, Any]]:

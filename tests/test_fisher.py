@@ -113,6 +113,16 @@ def test_a_budget_next_to_nothing_is_dense_and_a_boundless_one_keeps_sink_and_di
     assert (stats[0][0].kept == 2 + 6 * 3 + 2).all()  # the last query block sees one block of its band
 
 
+def test_a_coupling_buys_other_cuts_for_a_loss_of_the_same_order(model, found):
+    alone, together = (found.select(0.05, coupling=coupling) for coupling in (0, 1))
+    assert not torch.equal(alone, together)
+    [tokens] = texts(800)
+    dense, _ = log_p(model, tokens, OneHead(0, 0, -torch.inf))
+    sparse, stats = log_p(model, tokens, FisherShare(found, 0.05, coupling=1.0))
+    assert (dense.exp() * (dense - sparse)).sum(-1).mean() < 0.3
+    assert stats[0][0].kept.sum() < stats[0][0].total.sum()
+
+
 def test_the_last_query_blocks_read_the_first_class(model, found):
     """Cuts that keep all near the end and nothing before it."""
     values = torch.zeros(2, 2, 4, 2)

@@ -90,6 +90,12 @@ def test_needles_of_another_model_or_calibration_stand_beside_nothing(compared, 
     rounded = dataclasses.replace(needles, origin=needles.origin | {"dtype": "bfloat16"})
     assert set(beside(points(section), section, [rounded])["needles_dtype"].dropna()) == {"bfloat16"}
     assert set(beside(points(section), section, [rounded, needles])["needles_dtype"].dropna()) == {"float32"}
+    some = dataclasses.replace(needles, samples=needles.samples[needles.samples["haystack"] == "noise"])
+    mixed = beside(points(section), section, [rounded, some]).dropna(subset="needles_n")
+    assert {(row["source"], row["needles_dtype"]) for _, row in mixed.iterrows()} == {
+        ("noise", "float32"),
+        ("prose", "bfloat16"),
+    }
     longer = dataclasses.replace(needles, samples=needles.samples.assign(settings="another"))
     assert beside(points(section), section, [longer])["needles"].isna().all()
 

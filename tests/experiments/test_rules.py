@@ -175,6 +175,7 @@ def test_prompts_too_short_for_a_new_fit_are_refused_before_one_is_read_and_its_
         ((*CUTS, "calibration.length=100"), "calibration.length=100 is under the 192 tokens"),
         ((*CUTS, "experiment=calibrate", "calibration.length=100"), "calibration.length=100 is under the 192 tokens"),
         ((*CUTS, "method.kl=0"), "kl=0 must be a number above 0"),
+        ((*CUTS, "+method.coupling=2"), "coupling=2 must be a number from 0 up to 1"),
         ((*CUTS, "method.cuts=nowhere"), "no file of cuts at nowhere"),
         ((*CUTS, "method.shared=[rows]"), "shared=rows is none of layers, heads, positions"),
         ((*CUTS, "experiment=calibrate", "method.cuts=mine.safetensors"), "or its file is given"),
