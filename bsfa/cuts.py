@@ -2,11 +2,11 @@
 
 A cell is a layer, a head and a class of query blocks by distance from the end of the prompt. For each cell the file
 has, over a ladder of cuts, the blocks kept and the change of the log-likelihood of tokens drawn, from which follows the
-loss in nats of KL a token; `bsfa.fisher` measures them. A
-strength is chosen afterwards, with no new calibration: where the fewest blocks are kept at a total loss of at most
-``kl``, one more block buys the same everywhere, so that one price in nats a block settles all cells (Everett 1963,
-generalized Lagrange multipliers; Shoham and Gersho 1988, bit allocation by equal slopes). With a ``coupling`` above 0
-what cells lose together counts too, and `bsfa.descent` goes on from there.
+loss in nats of KL a token; `bsfa.fisher` measures them. A strength is chosen afterwards, with no new calibration: where
+the fewest blocks are kept at a total loss of at most ``kl``, one more block buys the same everywhere, so that one price
+in nats a block settles all cells (Everett 1963, generalized Lagrange multipliers; Shoham and Gersho 1988, bit
+allocation by equal slopes). With a ``coupling`` above 0 what cells lose together counts too, and `bsfa.descent` goes on
+from there.
 """
 
 from __future__ import annotations

@@ -9,9 +9,9 @@ y sampled from the model at each of the last ``tail`` positions and g the gradie
     cost = mean over y of (sum over the class's rows of g . d)^2 / (2 tail)
 
 The sum of ``g . d`` over several cells gives, squared, what they cost together; `bsfa.cuts` says how much of that is
-believed. ``d`` is what the gate does: each cut of a
-ladder runs through the kernels on the dense inputs of its layer. Pruning has ranked weights (LeCun et al. 1990, Optimal
-Brain Damage) and units (Molchanov et al. 2019) by the same expansion.
+believed. ``d`` is what the gate does: each cut of a ladder runs through the kernels on the dense inputs of its layer.
+Pruning has ranked weights (LeCun et al. 1990, Optimal Brain Damage) and units (Molchanov et al. 2019) by the same
+expansion.
 
 Only the last ``tail`` tokens are looked at, as a prefill is for what is generated after it. A cut that does not change
 their distributions is free here, whatever it does to the distributions of earlier tokens.

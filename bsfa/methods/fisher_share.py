@@ -46,13 +46,13 @@ class FisherShare(Method):
         lost: ``experiment=fidelity`` measures it.
     shared : sequence of {"layers", "heads", "positions"}
         Axes along which all have one cut: what the others bring is measured with these.
-    coupling : float
-        From 0 to 1: how much is believed of what the errors of heads do together, as 16 texts show it. 0 adds their
-        losses up as if they were independent, see `bsfa.descent`.
     most : float, optional
         A share: an entry worth more of its row keeps its block, whatever the budget. The estimate is of second
         order, around distributions that are sure of themselves too: there it takes a loss that turns them over for a
         small one, as where an answer is copied from one place.
+    coupling : float
+        From 0 to 1: how much is believed of what the errors of heads do together, as the texts show it. 0 adds their
+        losses up as if they were independent, see `bsfa.descent`.
     """
 
     cuts: Cuts
