@@ -112,7 +112,7 @@ def calibrate_cuts(
     gates = [share_gate(relative.expand(info.n_heads)).to(device) for relative in ladder]
     shape = (info.n_layers, len(shares), info.n_heads, len(edges) + 1)
     origin = Provenance.of(info, batches, data)
-    finished = Finished.of(partial, asdict(origin), list(shares), list(edges), tail, samples, seed)
+    finished = Finished.of(partial, "change", asdict(origin), list(shares), list(edges), tail, samples, seed)
 
     def read(tokens: torch.Tensor) -> dict[str, torch.Tensor]:
         kept, change = torch.zeros(shape, dtype=torch.float64), torch.zeros(*shape, len(tokens) * samples)

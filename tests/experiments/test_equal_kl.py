@@ -84,7 +84,7 @@ def test_the_chosen_strengths_take_turns_with_dense_attention_on_the_texts_that_
         assert batch["left_out"].keys() == {"upstream_cudnn"}
         turns = {turn["method"]: turn for turn in batch["turns"]}
         assert list(turns)[:2] == ["dense", "sdpa"]
-        assert len(turns) >= 2 + 12  # families
+        assert len(turns) >= 2 + 13  # families
         for label, turn in turns.items():
             assert len(turn["attention_turns_s"]) == len(turn["turns_s"]) == 1
             assert 0 < turn["attention_s"] < turn["ttft_s"]
@@ -92,7 +92,7 @@ def test_the_chosen_strengths_take_turns_with_dense_attention_on_the_texts_that_
                 assert turn["skip_ratio"] == pytest.approx(skipped[label, batch["source"]], abs=1e-3)
     [table] = (store / "tables").glob("equal_kl-*.csv")
     rows = pd.read_csv(table)
-    assert len(rows) == 2 * (2 + 2 * 12)
+    assert len(rows) == 2 * (2 + 2 * 13)
     assert (rows["kl"].isna() == rows["bound"].isna()).all()
     assert (rows.loc[rows["within"] == True, "kl"] <= rows.loc[rows["within"] == True, "bound"]).all()  # noqa: E712
     bsfa = rows[(rows["method"] == "bsfa") & (rows["bound"] == 0.02)]
