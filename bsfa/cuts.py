@@ -22,7 +22,7 @@ import numpy as np
 import torch
 
 from bsfa.blocks import BLOCK_K, BLOCK_Q
-from bsfa.descent import descend
+from bsfa.descent import Together
 from bsfa.errors import InputError
 from bsfa.model import ModelInfo
 from bsfa.provenance import Provenance, read, write
@@ -131,30 +131,20 @@ class Cuts:
             cost, kept, change = (x.sum(AXES[axis], keepdim=True) for x in (cost, kept, change))
         # A cut that keeps more than a lower one, or costs less, does so by chance.
         cost, kept = cost.cummax(0).values, kept.cummin(0).values
+        by_itself, blocks = (x.flatten(1).T.numpy() for x in (cost, kept))  # (cells, shares)
         errors = (change / math.sqrt(2 * self.tail)).flatten(1, -2).transpose(0, 1).contiguous().numpy()
+        cells = Together(errors, by_itself, coupling)
 
-        def by_cell(table: torch.Tensor) -> np.ndarray:
-            return table.flatten(1).T.numpy()
-
-        def levels(price: float) -> torch.Tensor:
-            chosen = (cost + math.exp(price) * kept).argmin(0, keepdim=True)
-            if coupling:
-                start = chosen.flatten().numpy()
-                found = descend(errors, by_cell(cost), by_cell(kept), start, math.exp(price), coupling)
-                chosen = torch.from_numpy(found).view_as(chosen)
-            return chosen
-
-        def loss(chosen: torch.Tensor) -> float:
-            alone = float(cost.gather(0, chosen).sum())
-            together = np.square(errors[np.arange(len(errors)), chosen.flatten().numpy()].sum(0)).mean()
-            return (1 - coupling) * alone + coupling * float(together)
+        def levels(price: float) -> np.ndarray:
+            start = (by_itself + math.exp(price) * blocks).argmin(1)
+            return cells.descend(start, math.exp(price) * blocks)
 
         low, high = PRICES
         for _ in range(HALVINGS):
             middle = (low + high) / 2
-            within = loss(levels(middle)) <= kl
+            within = cells.loss(levels(middle)) <= kl
             low, high = (middle, high) if within else (low, middle)
-        chosen = levels(low)[0].expand(self.kept.shape[1:]).clone()
+        chosen = torch.from_numpy(levels(low)).view(kept.shape[1:]).expand(self.kept.shape[1:]).clone()
         for c in range(1, chosen.shape[-1]):
             if not self.kept[0, ..., c].any():  # no text reached it: as the class before
                 chosen[..., c] = chosen[..., c - 1]

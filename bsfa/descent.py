@@ -14,10 +14,8 @@ import numpy as np
 SWEEPS = 4  # few choices change after two
 
 
-def descend(
-    errors: np.ndarray, own: np.ndarray, kept: np.ndarray, start: np.ndarray, price: float, coupling: float
-) -> np.ndarray:
-    """Improve a selection cell by cell until no single choice does.
+class Together:
+    """Cells whose errors count together.
 
     Parameters
     ----------
@@ -25,29 +23,38 @@ def descend(
         In units in which the loss is their mean square.
     own : (cells, options)
         The loss of each choice by itself.
-    kept : (cells, options)
-        The blocks that each choice keeps.
-    start : int (cells,)
-        The choices to begin with.
-    price : float
-        Loss that a block less may cost.
     coupling : float
-        The share of the cross terms that is believed.
-
-    Returns
-    -------
-    int (cells,)
+        The share of the cross terms that is believed; with 0 the losses are added up.
     """
-    chosen = start.copy()
-    together = errors[np.arange(len(chosen)), chosen].sum(0)
-    alone = (1 - coupling) * own + coupling * np.square(errors).mean(-1) + price * kept
-    weight = 2 * coupling / errors.shape[-1]
-    for _ in range(SWEEPS):
-        before = chosen.copy()
-        for cell, error in enumerate(errors):
-            others = together - error[chosen[cell]]
-            chosen[cell] = (alone[cell] + weight * (error @ others)).argmin()
-            together = others + error[chosen[cell]]
-        if (chosen == before).all():
-            break
-    return chosen
+
+    def __init__(self, errors: np.ndarray, own: np.ndarray, coupling: float) -> None:
+        self._errors, self._own, self._coupling = errors, own, coupling
+        self._alone = (1 - coupling) * own + coupling * np.square(errors).mean(-1) if coupling else own
+
+    def descend(self, start: np.ndarray, price: np.ndarray) -> np.ndarray:
+        """Improve a selection, int (cells,), until no single choice does. ``price`` (cells, options) comes on top."""
+        if not self._coupling:
+            return start
+        chosen = start.copy()
+        together, alone = self._sum(chosen), self._alone + price
+        weight = 2 * self._coupling / self._errors.shape[-1]
+        for _ in range(SWEEPS):
+            before = chosen.copy()
+            for cell, error in enumerate(self._errors):
+                others = together - error[chosen[cell]]
+                chosen[cell] = (alone[cell] + weight * (error @ others)).argmin()
+                together = others + error[chosen[cell]]
+            if (chosen == before).all():
+                break
+        return chosen
+
+    def loss(self, chosen: np.ndarray) -> float:
+        """Of a selection."""
+        apart = float(self._own[np.arange(len(chosen)), chosen].sum())
+        if not self._coupling:
+            return apart
+        return (1 - self._coupling) * apart + self._coupling * float(np.square(self._sum(chosen)).mean())
+
+    def _sum(self, chosen: np.ndarray) -> np.ndarray:
+        """The errors of a selection, (samples,)."""
+        return self._errors[np.arange(len(chosen)), chosen].sum(0)

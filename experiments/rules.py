@@ -143,7 +143,7 @@ class CutsRule(Rule):
         checks.count("method.calibrated.samples", self.samples)
 
     def check(self, calibration: Calibration, method: DictConfig) -> None:
-        check_strength(method.kl, method.shared, method.get("most"), method.get("coupling", 0))
+        self._check_strength(method)
         self.check_texts(calibration)
 
     def check_texts(self, calibration: Calibration) -> None:
@@ -161,9 +161,12 @@ class CutsRule(Rule):
         return Cuts.load(path)
 
     def given(self, path: Path, method: DictConfig) -> tuple[Any, dict[str, Any], str]:
-        check_strength(method.kl, method.shared, method.get("most"), method.get("coupling", 0))
+        self._check_strength(method)
         table = self.load(path)
         return table, *_origin(table)
+
+    def _check_strength(self, method: DictConfig) -> None:
+        check_strength(method.kl, method.shared, method.get("most"), method.get("coupling", 0))
 
 
 @dataclass(frozen=True)
