@@ -59,7 +59,7 @@ def heatmap(section: Section) -> Figure:
         labelled = range(0, len(grid), -(-len(grid) // DEPTHS))
         axis.set_yticks(labelled, [f"{grid.index[row]:g}" for row in labelled])
         axis.grid(False)
-        axis.set_title(f"{looks.label(name.method, name.calibration)}\n{name.strength}", fontsize=8)
+        style.caption(axis, looks.label(name.method, name.calibration), name.strength)
     figure.supxlabel("prompt length, tokens", fontsize=9)
     style.scale(figure, axes, 100, "needles found, %")
     return style.finish(figure, section.title, "needle depth, %")

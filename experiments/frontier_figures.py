@@ -50,7 +50,7 @@ def heatmap(section: Section, column: str, label: str) -> Figure | None:
         axis.imshow(row[column], vmin=0, vmax=1, cmap=style.HEAT, aspect="auto")
         axis.grid(False)
         name = looks.label(row["method"], row["calibration"])
-        axis.set_title(f"{name}\n{row['strength']}, KL {row['kl']:.2g}", fontsize=8)
+        style.caption(axis, name, f"{row['strength']}, KL {row['kl']:.2g}")
     axes[0].xaxis.set_major_locator(MaxNLocator(integer=True))
     figure.supxlabel("head", fontsize=9)
     style.scale(figure, axes, 1, label)

@@ -22,6 +22,7 @@ HEAT = "cividis"  # the same in grey
 SMALL = 8  # points: what stands around the panels
 LINE = 1.5 * SMALL / 72  # inches, a line of text
 LETTER = 0.58 * SMALL / 72  # inches, about
+CAPTION = 27  # letters above a panel that is 2.3 inches wide with what stands around it
 RC: Any = {
     "figure.constrained_layout.use": True,
     "font.size": 9,
@@ -70,6 +71,11 @@ def finish(figure: Figure, title: str, ylabel: str = "") -> Figure:
     figure.set_size_inches(width, whole)
     figure.supylabel(textwrap.fill(ylabel, int(height / LETTER)), y=(taken + height / 2) / whole, fontsize=SMALL + 1)
     return figure
+
+
+def caption(axis: Axes, *lines: str) -> None:
+    """A title above a panel of a heatmap, in lines that leave its neighbours theirs."""
+    axis.set_title("\n".join(textwrap.fill(line, CAPTION) for line in lines), fontsize=SMALL)
 
 
 def scale(figure: Figure, axes: list[Axes], highest: float, label: str) -> None:
