@@ -39,11 +39,17 @@ class SkipStats:
 
 @dataclass(frozen=True)
 class Attended:
-    """What one call returns: ``out`` (B, Sq, Hq, D), ``lse`` fp32 (B, Hq, Sq) where asked for, ``stats``."""
+    """What one call returns: ``out`` (B, Sq, Hq, D), ``lse`` fp32 (B, Hq, Sq) and ``counted`` where asked for."""
 
     out: torch.Tensor
     lse: torch.Tensor | None
-    stats: SkipStats
+    counted: SkipStats | None
+
+    @property
+    def stats(self) -> SkipStats:
+        """``counted``, of a call that was asked to count."""
+        assert self.counted is not None
+        return self.counted
 
     @classmethod
     def dense(cls, out: torch.Tensor, grid: BlockGrid) -> Attended:
@@ -75,6 +81,7 @@ def attend(
     gate: Gate | None = None,
     blocks: BlockLists | None = None,
     return_lse: bool = False,
+    count: bool = True,
     backend: Backend = "auto",
 ) -> Attended:
     """Block-sparse attention through a backend.
@@ -87,6 +94,8 @@ def attend(
         The rule over the visited blocks.
     blocks : BlockLists, optional
         Visit these instead of every visible block; goes without a gate.
+    count : bool
+        Count the blocks kept. On the CUDA backend that is two small kernels more beside a large one.
 
     Raises
     ------
@@ -107,7 +116,7 @@ def attend(
     resolved = gate.resolve(grid, q.shape[2], q.device) if gate is not None else None
     with torch.no_grad():
         if engine == "cuda":
-            out, lse, counted = cuda.attend(
+            out, lse, kept = cuda.attend(
                 q,
                 k,
                 v,
@@ -116,10 +125,8 @@ def attend(
                 gate=resolved,
                 block_lists=blocks,
                 return_lse=return_lse,
-                return_stats=True,
+                return_stats=count,
             )
-            assert counted is not None  # it was asked for
-            kept = counted
         else:
             out, lse, kept = blockwise.attention(
                 q,
@@ -132,7 +139,8 @@ def attend(
                 blocks=blocks,
                 return_lse=return_lse,
             )
-    return Attended(_forward_only(out, q, k, v), lse, SkipStats(kept, torch.full_like(kept, grid.total())))
+    counted = SkipStats(kept, torch.full_like(kept, grid.total())) if kept is not None else None
+    return Attended(_forward_only(out, q, k, v), lse, counted)
 
 
 def block_maxima(
@@ -217,6 +225,7 @@ def attend_varlen(
     softcap: float = 0.0,
     gate: Gate | None = None,
     return_lse: bool = False,
+    count: bool = True,
     backend: Backend = "auto",
 ) -> Attended:
     """`attend` over sequences of several lengths, the rest as there.
@@ -275,15 +284,14 @@ def attend_varlen(
             causal=causal,
             gate=gate.resolve_table(q.shape[-2], q.device) if gate is not None else None,
             return_lse=return_lse,
-            return_stats=True,
+            return_stats=count,
         )
-    assert kept is not None  # it was asked for
     if not packed:  # by the one that all layers share: it has read its spans once, on whatever device
         packing.fill_outside(out, 0.0)
         if lse is not None:
             packing.fill_outside(lse.transpose(1, 2), -math.inf)
-    total = here.total(causal)[:, None].expand_as(kept)
-    return Attended(_forward_only(out, q, k, v), lse, SkipStats(kept, total))
+    counted = SkipStats(kept, here.total(causal)[:, None].expand_as(kept)) if kept is not None else None
+    return Attended(_forward_only(out, q, k, v), lse, counted)
 
 
 class _ForwardOnly(torch.autograd.Function):

@@ -235,7 +235,10 @@ def _attention(
     if indices is not None and counts is not None:
         indices, counts = _int32(indices), _int32(counts)
         a.indices, a.counts, a.list_width = indices.data_ptr(), counts.data_ptr(), indices.shape[-1]
-        mode = picked.of_lists.get(mode, mode)
+        if mode in picked.of_lists:
+            mode = picked.of_lists[mode]
+            claimed = q.new_zeros(1, dtype=torch.int32)  # which lives until the kernel is launched, as the spans
+            a.claimed = claimed.data_ptr()
     picked.launch(arguments, q, mode)
     return outputs
 

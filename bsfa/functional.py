@@ -76,6 +76,7 @@ def flash_attn_func(
         softcap=softcap,
         gate=Gate.of(gate),
         return_lse=return_lse,
+        count=return_skip_stats,
         backend=backend,
     )
     return _returned(attended, return_lse, return_skip_stats)
@@ -134,6 +135,7 @@ def flash_attn_varlen_func(
         softcap=softcap,
         gate=Gate.of(gate),
         return_lse=return_lse,
+        count=return_skip_stats,
         backend=backend,
     )
     return _returned(attended, return_lse, return_skip_stats)
@@ -158,5 +160,5 @@ def _refuse(
 def _returned(attended: Attended, return_lse: bool, return_skip_stats: bool):
     if not (return_lse or return_skip_stats):
         return attended.out
-    extras = [attended.lse] * return_lse + [attended.stats] * return_skip_stats
+    extras = [attended.lse] * return_lse + [attended.counted] * return_skip_stats
     return (attended.out, *extras)

@@ -68,6 +68,7 @@ class Call(ctypes.Structure):
         ("relative", Table),
         ("indices", ctypes.c_void_p),
         ("counts", ctypes.c_void_p),
+        ("claimed", ctypes.c_void_p),
         ("spans_q", ctypes.c_void_p),
         ("spans_k", ctypes.c_void_p),
         ("span_step_q", ctypes.c_int32),
@@ -162,6 +163,8 @@ class Kernel:
         with torch.cuda.device(device):
             kernel, cta = _load(self, device, q.dtype, q.shape[-1], mode)
             grid = call.batch * call.kv_heads * -(-shared // cta.query_blocks)
+            if call.claimed:  # every CTA claims work until there is none
+                grid = min(grid, _multiprocessors(device))
             stream = torch._C._cuda_getCurrentRawStream(device)  # no Stream object, which takes microseconds
             (status,) = driver.cuLaunchKernel(
                 kernel, grid, 1, 1, cta.threads, 1, 1, cta.shared_bytes, stream, ctypes.addressof(pointer), 0
@@ -184,6 +187,11 @@ def aligned(shape: tuple[int, ...], strides: tuple[int, ...], element: int) -> b
 @lru_cache(maxsize=4096)
 def _readable(kernel: Kernel, shape: tuple[int, ...], strides: tuple[int, ...], element: int) -> bool:
     return kernel.readable(shape, strides, element)
+
+
+@cache
+def _multiprocessors(device: int) -> int:
+    return torch.cuda.get_device_properties(device).multi_processor_count
 
 
 @cache

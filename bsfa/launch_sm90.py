@@ -37,10 +37,10 @@ def arguments(q: Tensor, k: Tensor, v: Tensor) -> Arguments:
 
 def cta(head_size: int) -> Cta:
     """A query block for each of `bsfa::consumers`. Shared memory is `bsfa::Layout<D>`: Q and two blocks of V for each,
-    six blocks of K, 1 KiB for the rest, and 1 KiB to align the start."""
+    six blocks of K, and 1 KiB for the rest."""
     consumers = 3 if head_size == 64 else 2
     rows = consumers * (128 + 2 * 64) + 6 * 64
-    return Cta(threads=128 * (1 + consumers), query_blocks=consumers, shared_bytes=2 * head_size * rows + 1024 + 1024)
+    return Cta(threads=128 * (1 + consumers), query_blocks=consumers, shared_bytes=2 * head_size * rows + 1024)
 
 
 def readable(shape: tuple[int, ...], strides: tuple[int, ...], element: int) -> bool:

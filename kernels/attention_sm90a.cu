@@ -11,7 +11,8 @@
 //
 // Warpgroups (128 threads each; setmaxnreg gives the consumers the others' registers)
 //   0        four warps. The producer: K in the order of visit of whichever sees most, with what holds of a block for each
-//            consumer. A fetcher for each consumer: its Q, once; V of the blocks that it keeps
+//            consumer. A fetcher for each consumer: its Q, once; V of the blocks that it keeps. Where blocks are listed, a
+//            feeder for each consumer instead, which brings it all three
 //   1 ...    consumers: S (2 x 64 rows x 64 keys), P in registers, O (2 x 64 x D), shifts and sums of four rows a thread
 //
 // Shared memory (offsets in `Layout`)
@@ -25,20 +26,23 @@
 //   cta            what all threads know: `Cta`
 //
 // Barriers (mbarriers)
-//   q_full[c]          fetcher c (TMA bytes)      -> consumer c, once
+//   q_full[c]          fetcher c (TMA bytes)      -> consumer c, once; of lists once a query block, with what it is, of which
+//                                                    every lane writes a word
+//   q_empty[c]         128 threads of consumer c  -> its feeder: O has left the place of Q. Of lists only
 //   k_full[stage]      producer (TMA bytes)       -> consumers: K is there, and the words of the next stage too
 //   k_empty[stage]     the consumers' warps       -> producer: S is computed, the next stage's words are read; of lists
 //                                                    those of the stage's consumer
 //   v_asked[c]         one thread of consumer c   -> its fetcher: a block is kept, or none is any more
 //   v_full[c][slot]    fetcher c (TMA bytes)      -> consumer c
-//   v_empty[c][slot]   four warps of consumer c   -> fetcher c; calls without a gate only, in which V goes ahead as K does
+//   v_empty[c][slot]   four warps of consumer c   -> fetcher c, where V goes ahead as K does: without a gate, and of lists
 //   v_landed[c]        fetcher c (TMA bytes)      -> itself, where what is past a packed sequence's end has to go first
 // With a gate, V's slots are free by construction: all four warps are through with P V of the last kept block before they
 // arrive at a decision. Asks do not overtake each other: the next one comes after V of the last. Named barriers 1 and up
 // are the consumers' decisions.
 //
-// Where blocks are listed the consumers take stages in turn and share no K: each has its own ring of every second or third
-// stage, of whose words there is one for each stage of K, and what was said of the next stage holds for its own next one.
+// Where blocks are listed the consumers share nothing: each has a ring of its own among the stages of K, and a feeder that claims
+// query blocks for it until there are none. So one consumer's start and end lie under the other's products, and a longer list is
+// nobody else's wait. A list's end takes a stage of its own, without K.
 // Block maxima need no V; they are visited in descending order, so that a consumer's stages follow each other and two halves
 // of `exchange` do.
 #include "ptx_sm90.cuh"
@@ -83,17 +87,18 @@ template <int D> struct Layout {
   static constexpr int exchange = words + kDescribed * 16;
   static constexpr int asked = exchange + consumers * 2 * 16;
   static constexpr int q_full = asked + 16;
-  static constexpr int k_full = q_full + 8 * consumers;
+  static constexpr int q_empty = q_full + 8 * consumers;
+  static constexpr int k_full = q_empty + 8 * consumers;
   static constexpr int k_empty = k_full + 8 * kStages;
   static constexpr int v_full = k_empty + 8 * kStages;
   static constexpr int v_empty = v_full + 8 * consumers * kSlots;
   static constexpr int v_asked = v_empty + 8 * consumers * kSlots;
   static constexpr int v_landed = v_asked + 8 * consumers;
   static constexpr int cta = v_landed + 8 * consumers;
-  static constexpr int bytes = cta + 64 * (consumers + 1);
+  static constexpr int bytes = cta + 120 * consumers + 16;
   static_assert(bytes - words <= 1024);  // what bsfa/launch_sm90.py takes them for
   static constexpr int registers = consumers == 3 ? 160 : 240;  // a consumer's thread
-  static constexpr int alignment = 1024;  // of a swizzled tile; the launch adds as much
+  static constexpr int alignment = 1024;  // of a swizzled tile
 };
 
 // What all threads of a CTA know.
@@ -101,49 +106,47 @@ template <int Consumers> struct Cta {
   Work work[Consumers];
   int lead;    // the consumer whose visits are also the others', as far as they see them
   int stages;  // of K to go through
+  // Of lists: a consumer's query block after this one, and the first words of both lists.
+  Work coming[Consumers];
+  u32 first_coming[Consumers], first[Consumers];
+  static constexpr u32 kNothing = 1;  // there is no query block any more
 
   // The `index`-th CTA's share of a call.
   __device__ void fill(const Call& a, int index) {
     int items = a.q_heads / a.kv_heads * ((a.q_length + kBlockQ - 1) / kBlockQ);
-    int shares = (items + Consumers - 1) / Consumers, visits = 0;
+    int shares = (items + Consumers - 1) / Consumers;
     lead = 0;
 #pragma unroll
     for (int c = 0; c < Consumers; c++) {
       work[c] = Work(a, index / shares, index % shares * Consumers + c);
       if (work[c].visible > work[lead].visible) lead = c;
-      visits = max(visits, work[c].visits);
     }
-    stages = a.indices ? Consumers * visits : work[lead].visits;
+    stages = work[lead].visits;
   }
 
   // What consumer `c` visits at a stage.
-  template <bool kListed> __device__ u32 visit(const Call& a, int c, int stage) const {
-    if (kListed) return stage % Consumers == c ? work[c].visit(a, stage / Consumers) : 0;
-    return work[c].describe(a, work[lead].block(a, stage));
+  __device__ u32 visit(const Call& a, int c, int stage) const { return work[c].describe(a, work[lead].block(a, stage)); }
+};
+
+// A place in a ring of barriers: where, and the parity of the phase that a wait for it is about. One register.
+template <int Size> struct Place {
+  u32 word = 0;
+  __device__ __forceinline__ u32 at() const { return word >> 1; }
+  __device__ __forceinline__ u32 parity() const { return word & 1; }
+  __device__ __forceinline__ void advance() {
+    word += 2;
+    if (word >= 2 * Size) word = ~word & 1;
   }
 };
 
-// A place in a ring of barriers: where, and the parity of the phase that a wait for it is about.
-template <int Size> struct Place {
-  u32 at = 0, parity = 0;
-  __device__ __forceinline__ void advance() {
-    at++;
-    if (at == Size) {
-      at = 0;
-      parity ^= 1;
-    }
-  }
-};
-// In how many places a consumer has one: in all, or, where blocks are listed and consumers take turns, every second or third.
-template <int D, Mode M> constexpr int turns = of_lists(M) ? consumers(D) : 1;
+// Stages of K that a consumer goes through: all, or, where blocks are listed, a ring of its own.
+template <int D, Mode M> constexpr int ring = of_lists(M) ? kStages / consumers(D) : kStages;
 static_assert(kStages % consumers(64) == 0 && kStages % consumers(128) == 0);
 
 // The producer of K: one warp. Its lanes describe 32 stages at once, lane 0 issues the copies.
-template <int D, Mode M>
+template <int D>
 __device__ __forceinline__ void produce(const Arguments& arguments, const Cta<consumers(D)>& cta, u32 base) {
   using L = Layout<D>;
-  constexpr int kTurns = turns<D, M>;
-  constexpr u32 kAfter = of_lists(M) ? Visit::end : 0;  // what is past the last stage
   const Call& a = arguments.call;
   const int lane = threadIdx.x % kWarp;
   const int plane = cta.work[0].plane(a);
@@ -151,34 +154,26 @@ __device__ __forceinline__ void produce(const Arguments& arguments, const Cta<co
   Place<kStages> stage;
   // What lane l holds of stages is that of the l-th of 32. Lane 0 writes down a stage's words, for it also arrives.
   u32 described[L::consumers];
-  u32 next[kTurns];  // of the coming stages' words, ORed: all are of one block
+  u32 next;  // the coming stage's words, ORed: all are of one block
   auto look_ahead = [&](int i) {
     if (i % kWarp == 0)
-      for (int c = 0; c < L::consumers; c++)
-        described[c] = i + lane < cta.stages ? cta.template visit<of_lists(M)>(a, c, i + lane) : kAfter;
+      for (int c = 0; c < L::consumers; c++) described[c] = i + lane < cta.stages ? cta.visit(a, c, i + lane) : 0;
     u32 word[4] = {};
 #pragma unroll
     for (int c = 0; c < L::consumers; c++) word[c] = __shfl_sync(~0u, described[c], i % kWarp);
-#pragma unroll
-    for (int n = 1; n < kTurns; n++) next[n - 1] = next[n];
-    next[kTurns - 1] = word[0] | word[1] | word[2];
-    if (lane == 0) {
-      if constexpr (of_lists(M)) store_shared(base + L::words + 8 * (i % kStages), next[kTurns - 1]);
-      else store_shared(base + L::words + 16 * (i % kDescribed), word);
-    }
+    next = word[0] | word[1] | word[2];
+    if (lane == 0) store_shared(base + L::words + 16 * (i % kDescribed), word);
   };
-#pragma unroll
-  for (int i = 0; i < kTurns; i++) look_ahead(i);
-  for (int i = 0; i < cta.stages + kTurns; i++) {  // those past the last hold nothing: consumers look a stage ahead
-    const u32 any = next[0];
-    u32 full = base + L::k_full + 8 * stage.at;
-    mbarrier_wait(base + L::k_empty + 8 * stage.at, stage.parity ^ 1);
-    look_ahead(i + kTurns);
+  look_ahead(0);
+  for (int i = 0; i <= cta.stages; i++) {  // the one past the last holds nothing: consumers look a stage ahead
+    const u32 any = next;
+    u32 full = base + L::k_full + 8 * stage.at();
+    mbarrier_wait(base + L::k_empty + 8 * stage.at(), stage.parity() ^ 1);
+    look_ahead(i + 1);
     if (lane == 0) {
-      const bool here = of_lists(M) ? any & Visit::valid : any;
-      mbarrier_expect(full, here ? L::k_bytes : 0);
-      if (here)
-        copy_tile(base + L::k + stage.at * L::k_bytes, &arguments.k, full, 0, k_start + int(any & Visit::block) * kBlockK, 0,
+      mbarrier_expect(full, any ? L::k_bytes : 0);
+      if (any)
+        copy_tile(base + L::k + stage.at() * L::k_bytes, &arguments.k, full, 0, k_start + int(any & Visit::block) * kBlockK, 0,
                   kv_head, plane);
     }
     __syncwarp();
@@ -186,33 +181,31 @@ __device__ __forceinline__ void produce(const Arguments& arguments, const Cta<co
   }
 }
 
-// A fetcher: one warp, which brings Q of consumer `c`, then V of the blocks that it keeps.
-template <int D, Mode M>
-__device__ __forceinline__ void fetch(const Arguments& arguments, const Cta<consumers(D)>& cta, u32 base, int c) {
+// Where a sequence's K and V are. Rows of a plane from `end` keys on are another sequence's, or padding, with whatever is in them.
+struct Keys {
+  int start, end, head, plane;
+  __device__ Keys(const Call& a, const Work& work)
+      : start(work.k_start), end(a.spans_k ? work.k_length : 0x7fffffff), head(work.kv_head), plane(work.plane(a)) {}
+};
+
+// V of consumer `c`, block by block, by one warp.
+template <int D> struct Values {
   using L = Layout<D>;
-  const Call& a = arguments.call;
-  const Work& work = cta.work[c];
-  const bool first_lane = threadIdx.x % kWarp == 0;
-  const int plane = work.plane(a);
-  if (first_lane && work.visits) {
-    const u32 full = base + L::q_full + 8 * c;
-    mbarrier_expect(full, L::q_bytes);
-    copy_tile(base + L::q + c * L::q_bytes, &arguments.q, full, 0, work.q_start + work.q_block * kBlockQ, 0, work.head, plane);
-  }
-  __syncwarp();
-  if constexpr (M == Mode::maxima) return;
   Place<kSlots> slot;
-  // Rows from here on are another sequence's, or padding, with whatever is in them.
-  const int end = a.spans_k ? work.k_length : 0x7fffffff;
-  const int k_start = work.k_start, kv_head = work.kv_head;
   u32 landed_parity = 0;
-  auto bring = [&](u32 word) {
-    const u32 at = c * kSlots + slot.at, to = base + L::v + at * L::k_bytes, full = base + L::v_full + 8 * at;
-    const int first = int(word & Visit::block) * kBlockK, rows = end - first;
+
+  __device__ __forceinline__ void wait(u32 base, int c) const {
+    mbarrier_wait(base + L::v_empty + 8 * (c * kSlots + slot.at()), slot.parity() ^ 1);
+  }
+
+  __device__ __forceinline__ void bring(const TensorMap* map, const Keys& keys, u32 base, int c, u32 word) {
+    const bool first_lane = threadIdx.x % kWarp == 0;
+    const u32 at = c * kSlots + slot.at(), to = base + L::v + at * L::k_bytes, full = base + L::v_full + 8 * at;
+    const int first = int(word & Visit::block) * kBlockK, rows = keys.end - first;
     const u32 landed = rows < kBlockK ? base + L::v_landed + 8 * c : full;
     if (first_lane) {
       mbarrier_expect(landed, L::k_bytes);
-      copy_tile(to, &arguments.v, landed, 0, k_start + first, 0, kv_head, plane);
+      copy_tile(to, map, landed, 0, keys.start + first, 0, keys.head, keys.plane);
     }
     __syncwarp();
     if (rows < kBlockK) {
@@ -225,13 +218,38 @@ __device__ __forceinline__ void fetch(const Arguments& arguments, const Cta<cons
       mbarrier_arrive_if(first_lane, full);
     }
     slot.advance();
-  };
+  }
+};
+
+// Q of consumer `c`.
+template <int D>
+__device__ __forceinline__ void bring_queries(const Arguments& arguments, const Work& work, u32 base, int c) {
+  using L = Layout<D>;
+  const u32 full = base + L::q_full + 8 * c;
+  mbarrier_expect(full, work.visits ? L::q_bytes : 0);
+  if (work.visits)
+    copy_tile(base + L::q + c * L::q_bytes, &arguments.q, full, 0, work.q_start + work.q_block * kBlockQ, 0, work.head,
+              work.plane(arguments.call));
+}
+
+// A fetcher: one warp, which brings Q of consumer `c`, then V of the blocks that it keeps.
+template <int D, Mode M>
+__device__ __forceinline__ void fetch(const Arguments& arguments, const Cta<consumers(D)>& cta, u32 base, int c) {
+  using L = Layout<D>;
+  const Call& a = arguments.call;
+  const Work& work = cta.work[c];
+  const bool first_lane = threadIdx.x % kWarp == 0;
+  if (first_lane) bring_queries<D>(arguments, work, base, c);
+  __syncwarp();
+  if constexpr (M == Mode::maxima) return;
+  Values<D> values;
+  const Keys keys(a, work);
   if constexpr (keeps_all(M)) {
     for (int i = 0; i < work.visits; i++) {
       u32 word = work.visit(a, i);
       if (!word) continue;
-      mbarrier_wait(base + L::v_empty + 8 * (c * kSlots + slot.at), slot.parity ^ 1);
-      bring(word);
+      values.wait(base, c);
+      values.bring(&arguments.v, keys, base, c, word);
     }
   } else {
     for (u32 parity = 0;; parity ^= 1) {
@@ -240,17 +258,94 @@ __device__ __forceinline__ void fetch(const Arguments& arguments, const Cta<cons
       if (first_lane) word = load_shared(base + L::asked + 4 * c);
       word = __shfl_sync(~0u, word, 0);
       if (!word) break;
-      bring(word);
+      values.bring(&arguments.v, keys, base, c, word);
     }
   }
 }
 
-// A consumer, number `c`. kPositive: no score below 0 decides anything, for the gate keeps every block or has one bar above 0.
+// A feeder: one warp, which claims query blocks for consumer `c`, one after the other, and brings all that their lists ask for: K
+// and V as far ahead as there is room, Q when the last query block's O has left its place.
+template <int D, Mode M>
+__device__ __forceinline__ void feed(const Arguments& arguments, Cta<consumers(D)>& cta, u32 base, int c) {
+  using L = Layout<D>;
+  constexpr int kRing = ring<D, M>;
+  const Call& a = arguments.call;
+  const int lane = threadIdx.x % kWarp;
+  Place<kRing> stage;
+  Values<D> values;
+  Work& work = cta.coming[c];
+  u32 parity = 1;
+  for (;;) {
+    const u32 claimed = __reduce_or_sync(~0u, lane == 0 ? atomicAdd(a.claimed, 1) : 0);
+    const u32 items = u32(a.q_heads) / u32(a.kv_heads) * (u32(a.q_length + kBlockQ - 1) / kBlockQ);
+    const bool any = claimed < a.batch * a.kv_heads * items;
+    if (lane == 0 && any) work.set(a, claimed / items, claimed % items);
+    __syncwarp();
+    u32 described = 0;  // as the producer's
+    auto describe = [&](int i) {
+      if (i % kWarp == 0) described = i + lane < work.visits ? work.visit(a, i + lane) : Visit::end;
+      return __shfl_sync(~0u, described, i % kWarp);
+    };
+    u32 word = any ? describe(0) : Cta<L::consumers>::kNothing, last = 0;  // this stage's and the one's before
+    if (lane == 0) {
+      cta.first_coming[c] = word;
+      if (!any) work.visits = 0;
+    }
+    __syncwarp();
+    auto hand_over = [&] {  // the query block to its consumer
+      mbarrier_wait(base + L::q_empty + 8 * c, parity);
+      parity ^= 1;
+      if (lane < sizeof(Work) / 4)  // a lane a word: there are no registers for all of it
+        reinterpret_cast<u32*>(&cta.work[c])[lane] = reinterpret_cast<u32*>(&work)[lane];
+      if (lane == 0) cta.first[c] = cta.first_coming[c];
+      if (lane == 0) bring_queries<D>(arguments, work, base, c);
+      else mbarrier_arrive_if(true, base + L::q_full + 8 * c);
+      __syncwarp();
+    };
+    if (!any) {
+      hand_over();
+      break;
+    }
+    for (int i = 0;; i++) {  // up to one past the last, which holds nothing: consumers look a stage ahead
+      const u32 at = c * kRing + stage.at(), full = base + L::k_full + 8 * at;
+      mbarrier_wait(base + L::k_empty + 8 * at, stage.parity() ^ 1);
+      const bool over = word == Visit::end;
+      stage.advance();
+      const u32 next = over ? 0 : describe(i + 1);
+      if (lane == 0) {
+        store_shared(base + L::words + 4 * (c * kRing + stage.at()), next);
+        mbarrier_expect(full, word & Visit::valid ? L::k_bytes : 0);
+        if (word & Visit::valid)
+          copy_tile(base + L::k + at * L::k_bytes, &arguments.k, full, 0, work.k_start + int(word & Visit::block) * kBlockK, 0,
+                    work.kv_head, work.plane(a));
+      }
+      __syncwarp();
+      if (i == kRing - 1 || (over && i < kRing)) hand_over();
+      if (last & Visit::valid) {
+        values.wait(base, c);
+        values.bring(&arguments.v, Keys(a, work), base, c, last);
+      }
+      if (over) break;
+      last = word;
+      word = next;
+    }
+  }
+}
+
+// Where a consumer is in its rings of K and V.
+template <int D, Mode M> struct Rings {
+  Place<ring<D, M>> stage;
+  Place<kSlots> slot;
+};
+
+// A consumer, number `c`, and one query block. kPositive: no score below 0 decides anything, for the gate keeps every block or has
+// one bar above 0.
 template <class T, int D, Mode M, bool kPositive>
-__device__ __forceinline__ void consume(const Arguments& arguments, const Cta<consumers(D)>& cta, u32 base, int c, float threshold) {
+__device__ __forceinline__ void consume(const Arguments& arguments, const Cta<consumers(D)>& cta, u32 base, int c, float threshold,
+                                        Rings<D, M>& rings) {
   using L = Layout<D>;
   constexpr bool kGated = gated(M);
-  constexpr int kTurns = turns<D, M>;
+  constexpr bool kAsks = kGated && !of_lists(M);  // for V; else it goes ahead
   constexpr bool kEarly = L::registers > 200;  // P of the first 64 rows and their next scores have registers of their own
   constexpr int kOut = D / 2;  // accumulator words of a tile of O that a thread holds
 
@@ -411,16 +506,13 @@ __device__ __forceinline__ void consume(const Arguments& arguments, const Cta<co
 
   // ---- the loop --------------------------------------------------------------------------------------------------
 
-  const int first_stage = of_lists(M) ? c : 0;
+  const int first_stage = of_lists(M) ? c * ring<D, M> : 0;
   const u32 barriers = base + 8 * first_stage;  // of this consumer's first stage
   const u32 q_first = tile(base + L::q + c * L::q_bytes), k_first = tile(base + L::k + first_stage * L::k_bytes);
-  Place<kStages / kTurns> stage;
-  Place<kSlots> slot;
+  auto& stage = rings.stage;
+  auto& slot = rings.slot;
   const int stages = __shfl_sync(~0u, cta.stages, 0);
-  const u32 words = base + L::words + 4 * c;
-  if (work.visits) mbarrier_wait(base + L::q_full + 8 * c, 0);
-  mbarrier_wait(barriers + L::k_full, 0);
-  stagger(c * (D == 64 ? 500 : 1280));  // a kept block takes some 1,500 and 2,500 cycles
+  const u32 words = base + L::words + 4 * (of_lists(M) ? first_stage : c);
   // Of a stage: what its block is (`visit`), and the next one's (`next`), which lane 0 alone reads (`ahead`, 0 in others), for
   // it also tells the producer that it has.
   u32 visit = 0, next = 0, ahead = 0;
@@ -429,8 +521,8 @@ __device__ __forceinline__ void consume(const Arguments& arguments, const Cta<co
   int i = 0;
   auto read_ahead = [&](int i) {
     if constexpr (of_lists(M)) {
-      const u32 coming = stage.at + 1 == kStages / kTurns ? 0 : stage.at + 1;
-      if (lane == 0) ahead = load_shared(barriers + L::words + 8 * kTurns * coming);
+      const u32 coming = stage.at() + 1 == ring<D, M> ? 0 : stage.at() + 1;
+      if (lane == 0) ahead = load_shared(words + 4 * coming);
       return;
     }
     // Fewer instructions if unsigned, but one release of NVRTC then spills with the log-sum-exp's cuts.
@@ -439,16 +531,20 @@ __device__ __forceinline__ void consume(const Arguments& arguments, const Cta<co
   };
   auto look_ahead = [&] {
     next = __reduce_or_sync(~0u, ahead);
-    empty = barriers + L::k_empty + 8 * kTurns * stage.at;
+    empty = barriers + L::k_empty + 8 * stage.at();
     stage.advance();
-    there = mbarrier_test(barriers + L::k_full + 8 * kTurns * stage.at, stage.parity);
+    there = mbarrier_test(barriers + L::k_full + 8 * stage.at(), stage.parity());
   };
   // To the next stage, when its K is there, and so is what the block after it is.
   auto proceed = [&] {
-    mbarrier_wait(barriers + L::k_full + 8 * kTurns * stage.at, stage.parity, there);
+    mbarrier_wait(barriers + L::k_full + 8 * stage.at(), stage.parity(), there);
     visit = next;
   };
-  auto v_full = [&] { return base + L::v_full + 8 * (c * kSlots + slot.at); };
+  auto v_full = [&] { return base + L::v_full + 8 * (c * kSlots + slot.at()); };
+  auto release_values = [&] {
+    if constexpr (!kAsks) mbarrier_arrive_if(lane == 0, base + L::v_empty + 8 * (c * kSlots + slot.at()));
+    slot.advance();
+  };
   // Tells the fetcher of a kept block; 0: no more are kept.
   auto ask = [&](u32 block) {
     const bool teller = threadIdx.x % 128 == 0;
@@ -457,7 +553,7 @@ __device__ __forceinline__ void consume(const Arguments& arguments, const Cta<co
     mbarrier_arrive_if(teller, base + L::v_asked + 8 * mine);
   };
   if constexpr (of_lists(M)) {
-    next = stages ? work.visit(a, 0) : Visit::end;  // the producer may have written another stage's word over it by now
+    next = cta.first[c];
   } else {
     read_ahead(0);
     next = ahead;
@@ -484,16 +580,16 @@ __device__ __forceinline__ void consume(const Arguments& arguments, const Cta<co
       }
       float largest[kRows];
       {
-        const u32 k = k_first + stage.at * (kTurns * L::k_bytes >> 4), q = stays_in_the_loop(q_first);
+        const u32 k = k_first + stage.at() * (L::k_bytes >> 4), q = stays_in_the_loop(q_first);
         wgmma_fence();
         start_scores(0, q, k);
         start_scores(1, q, k);
         wgmma_wait<1>();
-        hold(base, __float_as_uint(s[0][0]));  // the word is not asked for, and so not waited for, before
+        hold(words, __float_as_uint(s[0][0]));  // the word is not asked for, and so not waited for, before
         read_ahead(i + 1);
         needed_maxima(0, largest);
         look_ahead();
-        hold(base, __float_as_uint(largest[0]) | __float_as_uint(largest[1]) | next);  // under the second tile's products
+        hold(words, __float_as_uint(largest[0]) | __float_as_uint(largest[1]) | next);  // under the second tile's products
         wgmma_wait<0>();
       }
       for (;;) {  // as long as blocks are kept, for then the next one's scores are there
@@ -543,10 +639,14 @@ __device__ __forceinline__ void consume(const Arguments& arguments, const Cta<co
         }
         i++;
         if (!keep) {
+          if constexpr (M == Mode::lists_max) {  // its V has come in vain
+            mbarrier_wait(v_full(), slot.parity());
+            release_values();
+          }
           proceed();
           break;
         }
-        if constexpr (kGated) ask(visit);
+        if constexpr (kAsks) ask(visit);
 
         if (__any_sync(~0u, outgrows)) {
           if (kOnlyAbove && low) {
@@ -564,10 +664,9 @@ __device__ __forceinline__ void consume(const Arguments& arguments, const Cta<co
           }
         }
         // Each branch below waits for its own products, else ptxas serialises them.
-        const u32 v = tile(base + L::v + (c * kSlots + slot.at) * L::k_bytes, L::k_panel);
+        const u32 v = tile(base + L::v + (c * kSlots + slot.at()) * L::k_bytes, L::k_panel);
         auto finish = [&] {
-          if constexpr (!kGated) mbarrier_arrive_if(lane == 0, base + L::v_empty + 8 * (c * kSlots + slot.at));
-          slot.advance();
+          release_values();
           kept++;
           // A cut that turns NaN leaves the threshold alone, which must not be a bar below 0 then.
           if (!kOnlyAbove && relative_gate && relative <= 0.f && (threshold > 0.f || threshold == -infinity())) {
@@ -583,12 +682,12 @@ __device__ __forceinline__ void consume(const Arguments& arguments, const Cta<co
           u32 packed[3] = {};  // short chains, beside the exponentials
 #pragma unroll
           for (int n = 0; n < 15; n++) packed[n / 5] |= p[0][n];
-          hold(base, __float_as_uint(row_sum[0]) | __float_as_uint(row_sum[1]) | (packed[0] | packed[1] | packed[2]));
+          hold(words, __float_as_uint(row_sum[0]) | __float_as_uint(row_sum[1]) | (packed[0] | packed[1] | packed[2]));
         }
         proceed();
         if (!(visit & Visit::valid) || (!kOnlyAbove && positive)) {
           exponentials(1, p[1]);
-          mbarrier_wait(v_full(), slot.parity);
+          mbarrier_wait(v_full(), slot.parity());
           wgmma_fence();
           start_values(0, p[0], v);
           start_values(1, p[1], v);
@@ -597,14 +696,14 @@ __device__ __forceinline__ void consume(const Arguments& arguments, const Cta<co
           finish();
           break;
         }
-        const u32 k = k_first + stage.at * (kTurns * L::k_bytes >> 4), q = stays_in_the_loop(q_first);
+        const u32 k = k_first + stage.at() * (L::k_bytes >> 4), q = stays_in_the_loop(q_first);
         if constexpr (kEarly) {
           wgmma_fence();
           start_scores(0, q, k);
         }
         read_ahead(i + 1);
         exponentials(1, p[1]);
-        mbarrier_wait(v_full(), slot.parity);
+        mbarrier_wait(v_full(), slot.parity());
         wgmma_fence();
         if constexpr (kEarly) {
           start_values(1, p[1], v);
@@ -627,7 +726,7 @@ __device__ __forceinline__ void consume(const Arguments& arguments, const Cta<co
         }
         needed_maxima(0, largest);
         look_ahead();
-        hold(base, __float_as_uint(largest[0]) | __float_as_uint(largest[1]) | next);
+        hold(words, __float_as_uint(largest[0]) | __float_as_uint(largest[1]) | next);
         wgmma_wait<0>();
         finish();
       }
@@ -637,7 +736,11 @@ __device__ __forceinline__ void consume(const Arguments& arguments, const Cta<co
   if constexpr (M != Mode::maxima) visit_blocks(Constant<true>{});
 
   // ---- the end ---------------------------------------------------------------------------------------------------
-  if (kGated) ask(0);
+  if constexpr (kAsks) ask(0);
+  if constexpr (of_lists(M)) {  // the stage past the last
+    mbarrier_arrive_if(lane == 0, barriers + L::k_empty + 8 * stage.at());
+    stage.advance();
+  }
   if constexpr (M != Mode::maxima) {
     if (threadIdx.x % 128 == 0 && a.kept && kept) atomicAdd(a.kept + i64(work.batch) * a.q_heads + work.head, u64(kept));
     // O leaves through where Q was, so that whole rows are written at a time. A warp's rows are its own. The 16-byte chunks of a
@@ -678,19 +781,18 @@ __global__ void __launch_bounds__(threads(D), 1) attention(const __grid_constant
   using L = Layout<D>;
   using Cta = bsfa::Cta<L::consumers>;
   static_assert(sizeof(Cta) <= L::bytes - L::cta);
-  extern __shared__ char dynamic[];
-  u32 start = shared_address(dynamic);
-  char* shared = dynamic + (L::alignment - start % L::alignment) % L::alignment;
+  extern __shared__ __align__(L::alignment) char shared[];
   u32 base = shared_address(shared);
   Cta& cta = *reinterpret_cast<Cta*>(shared + L::cta);
 
-  if (threadIdx.x == 0) cta.fill(arguments.call, blockIdx.x);
+  if (!of_lists(M) && threadIdx.x == 0) cta.fill(arguments.call, blockIdx.x);
   if (threadIdx.x == kWarp) {  // another warp's, for either takes its time
     prefetch_tensor_map(&arguments.q);
     prefetch_tensor_map(&arguments.k);
     prefetch_tensor_map(&arguments.v);
     for (int i = 0; i < L::consumers; i++) {
-      mbarrier_init(base + L::q_full + 8 * i, 1);
+      mbarrier_init(base + L::q_full + 8 * i, of_lists(M) ? kWarp : 1);
+      mbarrier_init(base + L::q_empty + 8 * i, 128);
       mbarrier_init(base + L::v_asked + 8 * i, 1);
       mbarrier_init(base + L::v_landed + 8 * i, 1);
     }
@@ -703,23 +805,48 @@ __global__ void __launch_bounds__(threads(D), 1) attention(const __grid_constant
       mbarrier_init(base + L::v_empty + 8 * i, 4);
     }
     mbarrier_init_fence();
+    put_off<2>();  // where the loop lies in the instruction cache's lines moves calls that keep all by 4%: found by trial
   }
   __syncthreads();
 
   if (threadIdx.x < 128) {
-    registers_shrink<24>();
+    registers_shrink<D == 64 ? 32 : 24>();
     const int warp = __shfl_sync(~0u, threadIdx.x / kWarp, 0);
-    if (warp == 0) produce<D, M>(arguments, cta, base);
-    else if (warp <= L::consumers) fetch<D, M>(arguments, cta, base, warp - 1);
+    if constexpr (of_lists(M)) {
+      if (warp < L::consumers) feed<D, M>(arguments, cta, base, warp);
+    } else {
+      if (warp == 0) produce<D>(arguments, cta, base);
+      else if (warp <= L::consumers) fetch<D, M>(arguments, cta, base, warp - 1);
+    }
   } else {
     registers_grow<L::registers>();
     const Call& a = arguments.call;
-    const int c = __shfl_sync(~0u, threadIdx.x / 128, 0) - 1;
-    const float threshold = cta.work[c].visits ? cta.work[c].look_up(a.threshold, a.scale) : -infinity();
-    if (keeps_all(M) || (by_max(M) && !a.relative.data && (threshold > 0.f || threshold == -infinity())))
-      consume<T, D, M, keeps_all(M) || by_max(M)>(arguments, cta, base, c, threshold);
-    else
-      consume<T, D, M, keeps_all(M)>(arguments, cta, base, c, threshold);
+    // Uniform either way; of lists one release of NVRTC spills with the shuffle.
+    const int c = (of_lists(M) ? __reduce_or_sync(~0u, threadIdx.x / 128) : __shfl_sync(~0u, threadIdx.x / 128, 0)) - 1;
+    const Work& work = cta.work[c];
+    Rings<D, M> rings;
+    auto consume_one = [&] {
+      const float threshold = work.visits ? work.look_up(a.threshold, a.scale) : -infinity();
+      if (keeps_all(M) || (by_max(M) && !a.relative.data && (threshold > 0.f || threshold == -infinity())))
+        consume<T, D, M, keeps_all(M) || by_max(M)>(arguments, cta, base, c, threshold, rings);
+      else
+        consume<T, D, M, keeps_all(M)>(arguments, cta, base, c, threshold, rings);
+    };
+    if constexpr (of_lists(M)) {
+      stagger(c * (D == 64 ? 500 : 1280));
+      for (u32 parity = 0;; parity ^= 1) {
+        mbarrier_wait(base + L::q_full + 8 * c, parity);
+        if (__shfl_sync(~0u, cta.first[c], 0) == Cta::kNothing) break;
+        consume_one();
+        async_proxy_fence();  // O was where Q comes
+        mbarrier_arrive_if(true, base + L::q_empty + 8 * c);
+      }
+    } else {
+      if (work.visits) mbarrier_wait(base + L::q_full + 8 * c, 0);
+      mbarrier_wait(base + L::k_full, 0);
+      stagger(c * (D == 64 ? 500 : 1280));  // a kept block takes some 1,500 and 2,500 cycles
+      consume_one();
+    }
   }
 }
 

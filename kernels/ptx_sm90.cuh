@@ -126,6 +126,11 @@ __device__ __forceinline__ void stagger(u32 cycles) {
   do asm volatile("mov.u32 %0, %%clock;" : "=r"(now)::"memory");
   while (now - began < cycles);
 }
+// N instructions that do nothing.
+template <int N> __device__ __forceinline__ void put_off() {
+#pragma unroll
+  for (int i = 0; i < N; i++) asm volatile("nanosleep.u32 0;");
+}
 // A value that the compiler does not know to be the same in every trip of a loop, so that what follows from it is computed
 // where it is used and takes no register before.
 __device__ __forceinline__ u32 stays_in_the_loop(u32 value) {

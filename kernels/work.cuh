@@ -48,6 +48,7 @@ struct Call {
   Table threshold, relative;      // the gate, in units of scale * q.k; no data: no such part
   const i32* indices;             // (B, Hq, nQ, list_width) key blocks in the order of visit; null where none are listed
   const i32* counts;              // (B, Hq, nQ)
+  u32* claimed;                   // how many query blocks are claimed, zeroed by the caller; where sm90a is given lists
   const i32* spans_q;             // (B, 2) a sequence's first row and end, or null: all rows of its plane
   const i32* spans_k;
   i32 span_step_q, span_step_k;   // from a sequence's pair to the next one's; 1: cumulative lengths
@@ -85,13 +86,15 @@ struct Work {
   // The `item`-th query block of the heads that share the `kv`-th K and V, counted over the batch: heads innermost, query
   // blocks from the longest. CTAs go through one K and V after the other, so that these stay in L2. An item past the last
   // is a query block without rows.
-  __device__ Work(const Call& a, int kv, int item) {
-    int group = a.q_heads / a.kv_heads;
-    int q_blocks = (a.q_length + kBlockQ - 1) / kBlockQ;
+  __device__ Work(const Call& a, int kv, int item) { set(a, kv, item); }
+
+  // The same, field by field where it is.
+  __device__ void set(const Call& a, u32 kv, u32 item) {
+    u32 group = u32(a.q_heads) / u32(a.kv_heads), q_blocks = u32(a.q_length + kBlockQ - 1) / kBlockQ;
     q_block = item / group < q_blocks ? q_blocks - 1 - item / group : q_blocks;
-    kv_head = kv % a.kv_heads;
+    kv_head = kv % u32(a.kv_heads);
     head = kv_head * group + item % group;
-    batch = kv / a.kv_heads;
+    batch = kv / u32(a.kv_heads);
     const i32* span_q = a.spans_q + batch * a.span_step_q;
     const i32* span_k = a.spans_k + batch * a.span_step_k;
     q_start = a.spans_q ? span_q[0] : 0;
