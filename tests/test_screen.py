@@ -214,6 +214,14 @@ class TestOnAGpu:
         assert all(torch.equal(other.out, first.out) for other in others)
         assert all(torch.equal(other.stats.kept, first.stats.kept) for other in others)
 
+    @pytest.mark.parametrize("size", [64, 128])
+    def test_more_query_blocks_than_the_gpu_computes_at_a_time(self, size):
+        q, k, v = self.draw((1, 4096, 4096, 32, 8, size))
+        gate = Gate(threshold=3.6)
+        want, got = (attend(q, k, v, causal=True, gate=x) for x in (gate, screened(gate)))
+        assert torch.equal(got.stats.kept, want.stats.kept)
+        assert torch.equal(got.out, want.out)
+
     @BAD_KEYS
     @BAD_PLACES
     @BAD_GATES
