@@ -99,6 +99,8 @@ template <int D> struct Layout {
   static_assert(bytes - words <= 1024);  // what bsfa/launch_sm90.py takes them for
   static constexpr int registers = consumers == 3 ? 160 : 240;  // a consumer's thread
   static constexpr int alignment = 1024;  // of a swizzled tile
+  // Cycles from one consumer's start to the next one's; a kept block takes some 1,500 and 2,500.
+  static constexpr int behind = consumers == 3 ? 500 : 1280;
 };
 
 // What all threads of a CTA know.
@@ -833,7 +835,7 @@ __global__ void __launch_bounds__(threads(D), 1) attention(const __grid_constant
         consume<T, D, M, keeps_all(M)>(arguments, cta, base, c, threshold, rings);
     };
     if constexpr (of_lists(M)) {
-      stagger(c * (D == 64 ? 500 : 1280));
+      stagger(c * L::behind);
       for (u32 parity = 0;; parity ^= 1) {
         mbarrier_wait(base + L::q_full + 8 * c, parity);
         if (__shfl_sync(~0u, cta.first[c], 0) == Cta::kNothing) break;
@@ -844,7 +846,7 @@ __global__ void __launch_bounds__(threads(D), 1) attention(const __grid_constant
     } else {
       if (work.visits) mbarrier_wait(base + L::q_full + 8 * c, 0);
       mbarrier_wait(base + L::k_full, 0);
-      stagger(c * (D == 64 ? 500 : 1280));  // a kept block takes some 1,500 and 2,500 cycles
+      stagger(c * L::behind);
       consume_one();
     }
   }
