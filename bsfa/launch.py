@@ -156,21 +156,32 @@ class Kernel:
 
     def launch(self, arguments: Any, q: Tensor, mode: str) -> None:
         """Put the kernel on the current stream of q's device."""
-        driver, _ = nvrtc.bindings()
         call, device = arguments.call, q.device.index
         shared = call.q_heads // call.kv_heads * -(-call.q_length // BLOCK_Q)  # query blocks over one K and V
-        pointer = ctypes.c_void_p(ctypes.addressof(arguments))
         with torch.cuda.device(device):
             kernel, cta = _load(self, device, q.dtype, q.shape[-1], mode)
             grid = call.batch * call.kv_heads * -(-shared // cta.query_blocks)
             if call.claimed:  # every CTA claims work until there is none
                 grid = min(grid, _multiprocessors(device))
-            stream = torch._C._cuda_getCurrentRawStream(device)  # no Stream object, which takes microseconds
-            (status,) = driver.cuLaunchKernel(
-                kernel, grid, 1, 1, cta.threads, 1, 1, cta.shared_bytes, stream, ctypes.addressof(pointer), 0
-            )
-        if status.value != 0:
-            raise RuntimeError(f"launching the {self.name} attention kernel failed: {status.name}")
+            put(kernel, device, (grid, 1, 1), cta.threads, cta.shared_bytes, arguments)
+
+
+def put(
+    kernel: Any, device: int, grid: tuple[int, int, int], threads: int, shared_bytes: int, argument: ctypes.Structure
+) -> None:
+    """Put a loaded kernel of one argument on the current stream of ``device``, which is the current one.
+
+    Raises
+    ------
+    RuntimeError
+        The driver refused it.
+    """
+    driver, _ = nvrtc.bindings()
+    stream = torch._C._cuda_getCurrentRawStream(device)  # no Stream object, which takes microseconds
+    pointer = ctypes.c_void_p(ctypes.addressof(argument))
+    (status,) = driver.cuLaunchKernel(kernel, *grid, threads, 1, 1, shared_bytes, stream, ctypes.addressof(pointer), 0)
+    if status.value != 0:
+        raise RuntimeError(f"launching a kernel on device {device} failed: {status.name}")
 
 
 def instantiate(dtype: torch.dtype, head_size: int, mode: str) -> str:

@@ -11,7 +11,7 @@ from torch import Tensor
 
 from bsfa import nvrtc
 from bsfa.blocks import BLOCK_K, BLOCK_Q
-from bsfa.launch import DTYPES, Call, TensorArgument
+from bsfa.launch import DTYPES, Call, TensorArgument, put
 
 SOURCE, ARCH = "screen_sm90a.cu", "sm_90a"
 CONSUMERS, STAGES = 2, 6
@@ -48,13 +48,12 @@ def launch(a: Arguments, q: Tensor, relative: bool) -> None:
     a.records = records.data_ptr()
     shared = call.q_heads // call.kv_heads * -(-call.q_length // BLOCK_Q)  # query blocks over one K
     grid = call.batch * call.kv_heads * -(-shared // CONSUMERS)
-    shared_bytes = STAGES * (2 * BLOCK_K * size + 1024) + 1024 + 1024  # the records; the rest; to align the start
+    shared_bytes = STAGES * (2 * BLOCK_K * size + 1024) + 1024  # the records; the rest
     with torch.cuda.device(device):
-        stream = torch._C._cuda_getCurrentRawStream(device.index)
         rounding = _load(device.index, instantiate(q.dtype, size), 0)
-        _put(rounding, (2 * a.pairs, call.kv_heads, call.batch), 128, 0, stream, a)
+        put(rounding, device.index, (2 * a.pairs, call.kv_heads, call.batch), 128, 0, a)
         screen = _load(device.index, instantiate(q.dtype, size, relative), shared_bytes)
-        _put(screen, (grid, 1, 1), 128 * (1 + CONSUMERS), shared_bytes, stream, a)
+        put(screen, device.index, (grid, 1, 1), 128 * (1 + CONSUMERS), shared_bytes, a)
 
 
 def instantiate(dtype: torch.dtype, size: int, relative: bool | None = None) -> str:
@@ -68,11 +67,3 @@ def instantiate(dtype: torch.dtype, size: int, relative: bool | None = None) -> 
 def _load(device: int, instantiation: str, shared_bytes: int) -> Any:
     """A kernel loaded on a device, the current one."""
     return nvrtc.load_kernel(nvrtc.compile_kernel(SOURCE, instantiation, ARCH), shared_bytes)
-
-
-def _put(kernel: Any, grid: tuple[int, int, int], threads: int, shared_bytes: int, stream: int, a: Arguments) -> None:
-    driver, _ = nvrtc.bindings()
-    pointer = ctypes.c_void_p(ctypes.addressof(a))
-    (status,) = driver.cuLaunchKernel(kernel, *grid, threads, 1, 1, shared_bytes, stream, ctypes.addressof(pointer), 0)
-    if status.value != 0:
-        raise RuntimeError(f"launching the screen failed: {status.name}")

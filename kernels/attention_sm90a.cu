@@ -145,14 +145,31 @@ template <int Size> struct Place {
 template <int D, Mode M> constexpr int ring = of_lists(M) ? kStages / consumers(D) : kStages;
 static_assert(kStages % consumers(64) == 0 && kStages % consumers(128) == 0);
 
+// Where a sequence's K and V are. Rows of a plane from `end` keys on are another sequence's, or padding, with whatever is in them.
+struct Keys {
+  int start, end, head, plane;
+  __device__ Keys(const Call& a, const Work& work)
+      : start(work.k_start), end(a.spans_k ? work.k_length : 0x7fffffff), head(work.kv_head), plane(work.plane(a)) {}
+};
+
+// K of the `at`-th stage: a block of it, or none. By one thread.
+template <int D>
+__device__ __forceinline__ void bring_keys(const TensorMap* map, const Keys& keys, u32 base, u32 at, u32 word) {
+  using L = Layout<D>;
+  const u32 full = base + L::k_full + 8 * at;
+  mbarrier_expect(full, word & Visit::valid ? L::k_bytes : 0);
+  if (word & Visit::valid)
+    copy_tile(base + L::k + at * L::k_bytes, map, full, 0, keys.start + int(word & Visit::block) * kBlockK, 0, keys.head,
+              keys.plane);
+}
+
 // The producer of K: one warp. Its lanes describe 32 stages at once, lane 0 issues the copies.
 template <int D>
 __device__ __forceinline__ void produce(const Arguments& arguments, const Cta<consumers(D)>& cta, u32 base) {
   using L = Layout<D>;
   const Call& a = arguments.call;
   const int lane = threadIdx.x % kWarp;
-  const int plane = cta.work[0].plane(a);
-  const int kv_head = cta.work[0].kv_head, k_start = cta.work[0].k_start;
+  const Keys keys(a, cta.work[0]);
   Place<kStages> stage;
   // What lane l holds of stages is that of the l-th of 32. Lane 0 writes down a stage's words, for it also arrives.
   u32 described[L::consumers];
@@ -169,26 +186,13 @@ __device__ __forceinline__ void produce(const Arguments& arguments, const Cta<co
   look_ahead(0);
   for (int i = 0; i <= cta.stages; i++) {  // the one past the last holds nothing: consumers look a stage ahead
     const u32 any = next;
-    u32 full = base + L::k_full + 8 * stage.at();
     mbarrier_wait(base + L::k_empty + 8 * stage.at(), stage.parity() ^ 1);
     look_ahead(i + 1);
-    if (lane == 0) {
-      mbarrier_expect(full, any ? L::k_bytes : 0);
-      if (any)
-        copy_tile(base + L::k + stage.at() * L::k_bytes, &arguments.k, full, 0, k_start + int(any & Visit::block) * kBlockK, 0,
-                  kv_head, plane);
-    }
+    if (lane == 0) bring_keys<D>(&arguments.k, keys, base, stage.at(), any);
     __syncwarp();
     stage.advance();
   }
 }
-
-// Where a sequence's K and V are. Rows of a plane from `end` keys on are another sequence's, or padding, with whatever is in them.
-struct Keys {
-  int start, end, head, plane;
-  __device__ Keys(const Call& a, const Work& work)
-      : start(work.k_start), end(a.spans_k ? work.k_length : 0x7fffffff), head(work.kv_head), plane(work.plane(a)) {}
-};
 
 // V of consumer `c`, block by block, by one warp.
 template <int D> struct Values {
@@ -299,9 +303,12 @@ __device__ __forceinline__ void feed(const Arguments& arguments, Cta<consumers(D
       parity ^= 1;
       if (lane < sizeof(Work) / 4)  // a lane a word: there are no registers for all of it
         reinterpret_cast<u32*>(&cta.work[c])[lane] = reinterpret_cast<u32*>(&work)[lane];
-      if (lane == 0) cta.first[c] = cta.first_coming[c];
-      if (lane == 0) bring_queries<D>(arguments, work, base, c);
-      else mbarrier_arrive_if(true, base + L::q_full + 8 * c);
+      if (lane == 0) {
+        cta.first[c] = cta.first_coming[c];
+        bring_queries<D>(arguments, work, base, c);
+      } else {
+        mbarrier_arrive_if(true, base + L::q_full + 8 * c);
+      }
       __syncwarp();
     };
     if (!any) {
@@ -309,17 +316,14 @@ __device__ __forceinline__ void feed(const Arguments& arguments, Cta<consumers(D
       break;
     }
     for (int i = 0;; i++) {  // up to one past the last, which holds nothing: consumers look a stage ahead
-      const u32 at = c * kRing + stage.at(), full = base + L::k_full + 8 * at;
+      const u32 at = c * kRing + stage.at();
       mbarrier_wait(base + L::k_empty + 8 * at, stage.parity() ^ 1);
       const bool over = word == Visit::end;
       stage.advance();
       const u32 next = over ? 0 : describe(i + 1);
       if (lane == 0) {
         store_shared(base + L::words + 4 * (c * kRing + stage.at()), next);
-        mbarrier_expect(full, word & Visit::valid ? L::k_bytes : 0);
-        if (word & Visit::valid)
-          copy_tile(base + L::k + at * L::k_bytes, &arguments.k, full, 0, work.k_start + int(word & Visit::block) * kBlockK, 0,
-                    work.kv_head, work.plane(a));
+        bring_keys<D>(&arguments.k, Keys(a, work), base, at, word);
       }
       __syncwarp();
       if (i == kRing - 1 || (over && i < kRing)) hand_over();

@@ -355,9 +355,7 @@ __device__ __forceinline__ void decide(const Arguments& arguments, const Work& w
 template <class T, int D, bool kRelative>
 __global__ void __launch_bounds__(kThreads, 1) screen(const __grid_constant__ Arguments arguments) {
   using L = Layout<D>;
-  extern __shared__ char dynamic[];
-  const u32 start = shared_address(dynamic);
-  char* shared = dynamic + (1024 - start % 1024) % 1024;
+  extern __shared__ __align__(1024) char shared[];  // of swizzled tiles
   const u32 base = shared_address(shared);
   Work* works = reinterpret_cast<Work*>(shared + L::cta);
   static_assert(sizeof(Work) <= 64);
