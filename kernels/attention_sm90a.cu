@@ -10,9 +10,9 @@
 // within one, the products of a kept block's P V and of the next block's scores stand in one queue.
 //
 // Warpgroups (128 threads each; setmaxnreg gives the consumers the others' registers)
-//   0        four warps. The producer: K in the order of visit of whichever sees most, with what holds of a block for each
-//            consumer. A fetcher for each consumer: its Q, once; V of the blocks that it keeps. Where blocks are listed, a
-//            feeder for each consumer instead, which brings it all three
+//   0        four warps, which ask for Q first. Then the producer: K in the order of visit of whichever sees most, with what
+//            holds of a block for each consumer. A fetcher for each consumer: V of the blocks that it keeps. Where blocks are
+//            listed, a feeder for each consumer instead, which brings it all three
 //   1 ...    consumers: S (2 x 64 rows x 64 keys), P in registers, O (2 x 64 x D), shifts and sums of four rows a thread
 //
 // Shared memory (offsets in `Layout`)
@@ -26,8 +26,8 @@
 //   cta            what all threads know: `Cta`
 //
 // Barriers (mbarriers)
-//   q_full[c]          fetcher c (TMA bytes)      -> consumer c, once; of lists once a query block, with what it is, of which
-//                                                    every lane writes a word
+//   q_full[c]          TMA bytes                  -> consumer c, once; of lists once a query block, with what it is, of which
+//                                                    every lane of its feeder writes a word
 //   q_empty[c]         128 threads of consumer c  -> its feeder: O has left the place of Q. Of lists only
 //   k_full[stage]      producer (TMA bytes)       -> consumers: K is there, and the words of the next stage too
 //   k_empty[stage]     the consumers' warps       -> producer: S is computed, the next stage's words are read; of lists
@@ -106,28 +106,26 @@ template <int D> struct Layout {
 // What all threads of a CTA know.
 template <int Consumers> struct Cta {
   Work work[Consumers];
-  int lead;    // the consumer whose visits are also the others', as far as they see them
-  int stages;  // of K to go through
   // Of lists: a consumer's query block after this one, and the first words of both lists.
   Work coming[Consumers];
   u32 first_coming[Consumers], first[Consumers];
   static constexpr u32 kNothing = 1;  // there is no query block any more
 
-  // The `index`-th CTA's share of a call.
-  __device__ void fill(const Call& a, int index) {
-    int items = a.q_heads / a.kv_heads * ((a.q_length + kBlockQ - 1) / kBlockQ);
-    int shares = (items + Consumers - 1) / Consumers;
-    lead = 0;
-#pragma unroll
-    for (int c = 0; c < Consumers; c++) {
-      work[c] = Work(a, index / shares, index % shares * Consumers + c);
-      if (work[c].visible > work[lead].visible) lead = c;
-    }
-    stages = work[lead].visits;
+  // Consumer `c`'s share of the `index`-th CTA's.
+  __device__ static Work share(const Call& a, int index, int c) {
+    const u32 items = u32(a.q_heads) / u32(a.kv_heads) * (u32(a.q_length + kBlockQ - 1) / kBlockQ);
+    const u32 shares = (items + Consumers - 1) / Consumers;
+    return Work(a, index / shares, index % shares * Consumers + c);
   }
 
-  // What consumer `c` visits at a stage.
-  __device__ u32 visit(const Call& a, int c, int stage) const { return work[c].describe(a, work[lead].block(a, stage)); }
+  // The query block whose visits are also the others', as far as they see them.
+  __device__ const Work& lead() const {
+    int most = 0;
+#pragma unroll
+    for (int c = 1; c < Consumers; c++)
+      if (work[c].visible > work[most].visible) most = c;
+    return work[most];
+  }
 };
 
 // A place in a ring of barriers: where, and the parity of the phase that a wait for it is about. One register.
@@ -152,15 +150,13 @@ struct Keys {
       : start(work.k_start), end(a.spans_k ? work.k_length : 0x7fffffff), head(work.kv_head), plane(work.plane(a)) {}
 };
 
-// K of the `at`-th stage: a block of it, or none. By one thread.
+// K of the `at`-th stage, asked for by one thread, which is yet to arrive there.
 template <int D>
-__device__ __forceinline__ void bring_keys(const TensorMap* map, const Keys& keys, u32 base, u32 at, u32 word) {
+__device__ __forceinline__ void bring_keys(const TensorMap* map, const Keys& keys, u32 base, u32 at, int block) {
   using L = Layout<D>;
   const u32 full = base + L::k_full + 8 * at;
-  mbarrier_expect(full, word & Visit::valid ? L::k_bytes : 0);
-  if (word & Visit::valid)
-    copy_tile(base + L::k + at * L::k_bytes, map, full, 0, keys.start + int(word & Visit::block) * kBlockK, 0, keys.head,
-              keys.plane);
+  mbarrier_expect_more(full, L::k_bytes);
+  copy_tile(base + L::k + at * L::k_bytes, map, full, 0, keys.start + block * kBlockK, 0, keys.head, keys.plane);
 }
 
 // The producer of K: one warp. Its lanes describe 32 stages at once, lane 0 issues the copies.
@@ -169,26 +165,32 @@ __device__ __forceinline__ void produce(const Arguments& arguments, const Cta<co
   using L = Layout<D>;
   const Call& a = arguments.call;
   const int lane = threadIdx.x % kWarp;
-  const Keys keys(a, cta.work[0]);
+  const Work& lead = cta.lead();
+  const int stages = lead.visits;
+  const Keys keys(a, lead);
+  // Those that there is room for from the start are asked for before they are described, which takes its time.
+  if (lane < kStages && lane < stages) bring_keys<D>(&arguments.k, keys, base, lane, lead.block(a, lane));
+  __syncwarp();
   Place<kStages> stage;
   // What lane l holds of stages is that of the l-th of 32. Lane 0 writes down a stage's words, for it also arrives.
   u32 described[L::consumers];
-  u32 next;  // the coming stage's words, ORed: all are of one block
-  auto look_ahead = [&](int i) {
-    if (i % kWarp == 0)
-      for (int c = 0; c < L::consumers; c++) described[c] = i + lane < cta.stages ? cta.visit(a, c, i + lane) : 0;
+  u32 next = 0;  // the coming stage's words, ORed: all are of one block
+  for (int i = -1; i <= stages; i++) {  // the one past the last holds nothing: consumers look a stage ahead
+    if (i >= 0) mbarrier_wait(base + L::k_empty + 8 * stage.at(), stage.parity() ^ 1);
+    if (i >= kStages && next && lane == 0) bring_keys<D>(&arguments.k, keys, base, stage.at(), next & Visit::block);
+    const int coming = i + 1;
+    if (coming % kWarp == 0) {
+#pragma unroll
+      for (int c = 0; c < L::consumers; c++)
+        described[c] = coming + lane < stages ? cta.work[c].describe(a, lead.block(a, coming + lane)) : 0;
+    }
     u32 word[4] = {};
 #pragma unroll
-    for (int c = 0; c < L::consumers; c++) word[c] = __shfl_sync(~0u, described[c], i % kWarp);
+    for (int c = 0; c < L::consumers; c++) word[c] = __shfl_sync(~0u, described[c], coming % kWarp);
     next = word[0] | word[1] | word[2];
-    if (lane == 0) store_shared(base + L::words + 16 * (i % kDescribed), word);
-  };
-  look_ahead(0);
-  for (int i = 0; i <= cta.stages; i++) {  // the one past the last holds nothing: consumers look a stage ahead
-    const u32 any = next;
-    mbarrier_wait(base + L::k_empty + 8 * stage.at(), stage.parity() ^ 1);
-    look_ahead(i + 1);
-    if (lane == 0) bring_keys<D>(&arguments.k, keys, base, stage.at(), any);
+    if (lane == 0) store_shared(base + L::words + 16 * (coming % kDescribed), word);
+    if (i < 0) continue;
+    mbarrier_arrive_if(lane == 0, base + L::k_full + 8 * stage.at());
     __syncwarp();
     stage.advance();
   }
@@ -238,16 +240,13 @@ __device__ __forceinline__ void bring_queries(const Arguments& arguments, const 
               work.plane(arguments.call));
 }
 
-// A fetcher: one warp, which brings Q of consumer `c`, then V of the blocks that it keeps.
+// A fetcher: one warp, which brings V of the blocks that consumer `c` keeps.
 template <int D, Mode M>
 __device__ __forceinline__ void fetch(const Arguments& arguments, const Cta<consumers(D)>& cta, u32 base, int c) {
   using L = Layout<D>;
   const Call& a = arguments.call;
   const Work& work = cta.work[c];
   const bool first_lane = threadIdx.x % kWarp == 0;
-  if (first_lane) bring_queries<D>(arguments, work, base, c);
-  __syncwarp();
-  if constexpr (M == Mode::maxima) return;
   Values<D> values;
   const Keys keys(a, work);
   if constexpr (keeps_all(M)) {
@@ -318,13 +317,12 @@ __device__ __forceinline__ void feed(const Arguments& arguments, Cta<consumers(D
     for (int i = 0;; i++) {  // up to one past the last, which holds nothing: consumers look a stage ahead
       const u32 at = c * kRing + stage.at();
       mbarrier_wait(base + L::k_empty + 8 * at, stage.parity() ^ 1);
+      if (word & Visit::valid && lane == 0) bring_keys<D>(&arguments.k, Keys(a, work), base, at, word & Visit::block);
       const bool over = word == Visit::end;
       stage.advance();
       const u32 next = over ? 0 : describe(i + 1);
-      if (lane == 0) {
-        store_shared(base + L::words + 4 * (c * kRing + stage.at()), next);
-        bring_keys<D>(&arguments.k, Keys(a, work), base, at, word);
-      }
+      if (lane == 0) store_shared(base + L::words + 4 * (c * kRing + stage.at()), next);
+      mbarrier_arrive_if(lane == 0, base + L::k_full + 8 * at);
       __syncwarp();
       if (i == kRing - 1 || (over && i < kRing)) hand_over();
       if (last & Visit::valid) {
@@ -517,7 +515,7 @@ __device__ __forceinline__ void consume(const Arguments& arguments, const Cta<co
   const u32 q_first = tile(base + L::q + c * L::q_bytes), k_first = tile(base + L::k + first_stage * L::k_bytes);
   auto& stage = rings.stage;
   auto& slot = rings.slot;
-  const int stages = __shfl_sync(~0u, cta.stages, 0);
+  const int stages = __shfl_sync(~0u, cta.lead().visits, 0);
   const u32 words = base + L::words + 4 * (of_lists(M) ? first_stage : c);
   // Of a stage: what its block is (`visit`), and the next one's (`next`), which lane 0 alone reads (`ahead`, 0 in others), for
   // it also tells the producer that it has.
@@ -752,32 +750,39 @@ __device__ __forceinline__ void consume(const Arguments& arguments, const Cta<co
     // O leaves through where Q was, so that whole rows are written at a time. A warp's rows are its own. The 16-byte chunks of a
     // row are permuted by its number, so that no bank is asked for twice.
     barrier_or(1 + c, false);  // all four warps are through with Q
-    constexpr int kChunks = D / 8;
+    constexpr int kChunks = D / 8, kTogether = kWarp / kChunks;  // chunks of a row; rows that a warp writes at a time
     const u32 rows = base + L::q + c * L::q_bytes;
-    auto chunk = [&](int row, int n) { return rows + 2 * D * row + 16 * (n ^ row % 8); };
+    auto chunk = [&](int row, int n) { return rows + 2 * D * row + 16 * (n ^ row % 8); };  // of further rows: the same and 2 D a row
     const i64 first_row = work.q_start + work.q_block * kBlockQ, plane = work.plane(a);
-    const i64 first_row_out = plane * a.q_rows + first_row;
-    const int warp_row = int(thread_index() % 128 / kWarp * 16);
+    const int warp_row = int(thread_index() % 128 / kWarp * 16), rows_left = work.q_length - work.q_block * kBlockQ;
+    {
+      const int row = warp_row + lane / 4;
+      const u32 to = chunk(row, 0) + 4 * (lane % 4);
+      float* lse = a.lse + (plane * a.q_heads + work.head) * a.q_rows + first_row + row;
 #pragma unroll
-    for (int r = 0; r < kRows; r++) {
-      const int row = warp_row + lane / 4 + further(r);
-      float sum = quad_sum(row_sum[r]);
-      float inverse = sum == 0.f ? 0.f : 1.f / sum;
+      for (int r = 0; r < kRows; r++) {
+        float sum = quad_sum(row_sum[r]);
+        float inverse = sum == 0.f ? 0.f : 1.f / sum;
 #pragma unroll
-      for (int i = 0; i < kOut / 4; i++) {
-        const float* x = &o[r / 2][4 * i + r % 2 * 2];
-        store_shared(chunk(row, i) + 4 * (lane % 4), pack<T>(x[0] * inverse, x[1] * inverse));
+        for (int i = 0; i < kOut / 4; i++) {
+          const float* x = &o[r / 2][4 * i + r % 2 * 2];
+          store_shared((to ^ 16 * i) + 2 * D * further(r), pack<T>(x[0] * inverse, x[1] * inverse));
+        }
+        if (a.lse && lane % 4 == 0 && row + further(r) < rows_left)
+          lse[further(r)] = sum == 0.f ? -infinity() : shift[r] * kLn2 + __logf(sum);
       }
-      if (a.lse && lane % 4 == 0 && work.q_block * kBlockQ + row < work.q_length)
-        a.lse[(plane * a.q_heads + work.head) * a.q_rows + first_row + row] =
-            sum == 0.f ? -infinity() : shift[r] * kLn2 + __logf(sum);
     }
     __syncwarp();
+    {
+      const int row = warp_row + lane / kChunks, n = lane % kChunks;
+      const u32 from = chunk(row, n);
+      const i64 step = i64(a.q_heads) * D;  // from a row to the next
+      u16* to = a.out + (plane * a.q_rows + first_row + row) * step + work.head * D + 8 * n;
 #pragma unroll
-    for (int i = 0; i < 32 * kChunks; i += kWarp) {
-      const int n = i + lane, row = n / (16 * kChunks) * 64 + warp_row + n / kChunks % 16;
-      if (work.q_block * kBlockQ + row < work.q_length)
-        copy_to_global(a.out + ((first_row_out + row) * a.q_heads + work.head) * D + n % kChunks * 8, chunk(row, n % kChunks));
+      for (int i = 0; i < 32; i += kTogether) {
+        const int on = i / 16 * 64 + i % 16;
+        if (row + on < rows_left) copy_to_global(to + on * step, (from ^ 16 * (i % 8)) + 2 * D * on);
+      }
     }
   }
 }
@@ -791,13 +796,20 @@ __global__ void __launch_bounds__(threads(D), 1) attention(const __grid_constant
   u32 base = shared_address(shared);
   Cta& cta = *reinterpret_cast<Cta*>(shared + L::cta);
 
-  if (!of_lists(M) && threadIdx.x == 0) cta.fill(arguments.call, blockIdx.x);
-  if (threadIdx.x == kWarp) {  // another warp's, for either takes its time
+  if (threadIdx.x < L::consumers * kWarp && threadIdx.x % kWarp == 0) {  // a warp each, for it takes its time
+    const int c = threadIdx.x / kWarp;
+    mbarrier_init(base + L::q_full + 8 * c, of_lists(M) ? kWarp : 1);
+    mbarrier_init_fence();
+    if constexpr (!of_lists(M)) {
+      const Work work = Cta::share(arguments.call, blockIdx.x, c);
+      bring_queries<D>(arguments, work, base, c);
+      cta.work[c] = work;
+    }
+  } else if (threadIdx.x == 3 * kWarp) {
     prefetch_tensor_map(&arguments.q);
     prefetch_tensor_map(&arguments.k);
     prefetch_tensor_map(&arguments.v);
     for (int i = 0; i < L::consumers; i++) {
-      mbarrier_init(base + L::q_full + 8 * i, of_lists(M) ? kWarp : 1);
       mbarrier_init(base + L::q_empty + 8 * i, 128);
       mbarrier_init(base + L::v_asked + 8 * i, 1);
       mbarrier_init(base + L::v_landed + 8 * i, 1);
@@ -811,7 +823,7 @@ __global__ void __launch_bounds__(threads(D), 1) attention(const __grid_constant
       mbarrier_init(base + L::v_empty + 8 * i, 4);
     }
     mbarrier_init_fence();
-    put_off<6>();  // where a loop lies in the instruction cache's lines moves calls that keep all by 4%; found by trial
+    put_off<1>(base);  // where a loop lies in the instruction cache's lines moves calls that keep all by 4%; found by trial
   }
   __syncthreads();
 
@@ -822,7 +834,7 @@ __global__ void __launch_bounds__(threads(D), 1) attention(const __grid_constant
       if (warp < L::consumers) feed<D, M>(arguments, cta, base, warp);
     } else {
       if (warp == 0) produce<D>(arguments, cta, base);
-      else if (warp <= L::consumers) fetch<D, M>(arguments, cta, base, warp - 1);
+      else if (warp <= L::consumers && M != Mode::maxima) fetch<D, M>(arguments, cta, base, warp - 1);
     }
   } else {
     registers_grow<L::registers>();
@@ -831,8 +843,8 @@ __global__ void __launch_bounds__(threads(D), 1) attention(const __grid_constant
     const int c = (of_lists(M) ? __reduce_or_sync(~0u, threadIdx.x / 128) : __shfl_sync(~0u, threadIdx.x / 128, 0)) - 1;
     const Work& work = cta.work[c];
     Rings<D, M> rings;
-    auto consume_one = [&] {
-      const float threshold = work.visits ? work.look_up(a.threshold, a.scale) : -infinity();
+    auto look_up = [&] { return work.visits ? work.look_up(a.threshold, a.scale) : -infinity(); };
+    auto consume_one = [&](float threshold) {
       if (keeps_all(M) || (by_max(M) && !a.relative.data && (threshold > 0.f || threshold == -infinity())))
         consume<T, D, M, keeps_all(M) || by_max(M)>(arguments, cta, base, c, threshold, rings);
       else
@@ -843,15 +855,16 @@ __global__ void __launch_bounds__(threads(D), 1) attention(const __grid_constant
       for (u32 parity = 0;; parity ^= 1) {
         mbarrier_wait(base + L::q_full + 8 * c, parity);
         if (__shfl_sync(~0u, cta.first[c], 0) == Cta::kNothing) break;
-        consume_one();
+        consume_one(look_up());
         async_proxy_fence();  // O was where Q comes
         mbarrier_arrive_if(true, base + L::q_empty + 8 * c);
       }
     } else {
+      const float threshold = look_up();
       if (work.visits) mbarrier_wait(base + L::q_full + 8 * c, 0);
       mbarrier_wait(base + L::k_full, 0);
       stagger(c * L::behind);
-      consume_one();
+      consume_one(threshold);
     }
   }
 }

@@ -54,6 +54,10 @@ __device__ __forceinline__ void mbarrier_init_fence() {
 __device__ __forceinline__ void mbarrier_expect(u32 bar, u32 bytes) {
   asm volatile("mbarrier.arrive.expect_tx.shared::cta.b64 _, [%0], %1;" ::"r"(bar), "r"(bytes) : "memory");
 }
+// Without arriving.
+__device__ __forceinline__ void mbarrier_expect_more(u32 bar, u32 bytes) {
+  asm volatile("mbarrier.expect_tx.relaxed.cta.shared::cta.b64 [%0], %1;" ::"r"(bar), "r"(bytes) : "memory");
+}
 __device__ __forceinline__ void mbarrier_arrive_if(bool here, u32 bar) {
   asm volatile("{\n.reg .pred p;\nsetp.ne.b32 p, %1, 0;\n@p mbarrier.arrive.shared::cta.b64 _, [%0];\n}" ::"r"(bar), "r"(int(here)) : "memory");
 }
@@ -126,8 +130,9 @@ __device__ __forceinline__ void stagger(u32 cycles) {
   do asm volatile("mov.u32 %0, %%clock;" : "=r"(now)::"memory");
   while (now - began < cycles);
 }
-// N instructions that do nothing.
-template <int N> __device__ __forceinline__ void put_off() {
+// N instructions that are never run: `address`, in shared memory, is not 1.
+template <int N> __device__ __forceinline__ void put_off(u32 address) {
+  if (address != 1) return;
 #pragma unroll
   for (int i = 0; i < N; i++) asm volatile("nanosleep.u32 0;");
 }
