@@ -227,6 +227,23 @@ def test_scores_far_below_zero(kernel, size, to):
 
 
 @pytest.mark.gpu
+@pytest.mark.parametrize(("queries", "keys", "heads"), [(280_000, 300, 64), (64, 2_200_000, 8)])
+def test_tensors_of_more_elements_than_32_bits_count(kernel, queries, keys, heads):
+    def one(length: int, count: int) -> torch.Tensor:
+        return torch.randn(1, length, count, 128, dtype=torch.bfloat16, device="cuda")
+
+    q, k, v = one(queries, heads), one(keys, 8), one(keys, 8)
+    assert max(q.numel(), k.numel()) > 2**31
+    out, lse, _ = cuda.attend(q, k, v, softmax_scale=128**-0.5, causal=False, return_lse=True, kernel=kernel)
+    for head in (0, heads - 1):
+        key, value = (x[0, :, head * 8 // heads].float() for x in (k, v))
+        for rows in (slice(64), slice(queries - 64, None)):
+            scores = 128**-0.5 * q[0, rows, head].float() @ key.T
+            assert relative_error(out[0, rows, head], scores.softmax(-1) @ value) < TOLERANCE[torch.bfloat16]
+            torch.testing.assert_close(lse[0, head, rows], scores.logsumexp(-1), atol=2e-3, rtol=0)
+
+
+@pytest.mark.gpu
 class TestBehaviour:
     shape = (2, 700, 900, 4, 2, 128)
     scale = 128**-0.5
