@@ -88,6 +88,11 @@ class Call(ctypes.Structure):
         ("scale", ctypes.c_float),
     )
 
+    def ctas(self, query_blocks: int) -> int:
+        """How many compute so many query blocks each, all over one K and V."""
+        shared = self.q_heads // self.kv_heads * -(-self.q_length // BLOCK_Q)  # query blocks over one K and V
+        return self.batch * self.kv_heads * -(-shared // query_blocks)
+
 
 @dataclass(frozen=True)
 class Cta:
@@ -157,10 +162,9 @@ class Kernel:
     def launch(self, arguments: Any, q: Tensor, mode: str) -> None:
         """Put the kernel on the current stream of q's device."""
         call, device = arguments.call, q.device.index
-        shared = call.q_heads // call.kv_heads * -(-call.q_length // BLOCK_Q)  # query blocks over one K and V
         with torch.cuda.device(device):
             kernel, cta = _load(self, device, q.dtype, q.shape[-1], mode)
-            grid = call.batch * call.kv_heads * -(-shared // cta.query_blocks)
+            grid = call.ctas(cta.query_blocks)
             if call.claimed:  # every CTA claims work until there is none
                 grid = min(grid, _multiprocessors(device))
             put(kernel, device, (grid, 1, 1), cta.threads, cta.shared_bytes, arguments)

@@ -10,7 +10,7 @@ import torch
 from torch import Tensor
 
 from bsfa import nvrtc
-from bsfa.blocks import BLOCK_K, BLOCK_Q
+from bsfa.blocks import BLOCK_K
 from bsfa.launch import DTYPES, Call, TensorArgument, put
 
 SOURCE, ARCH = "screen_sm90a.cu", "sm_90a"
@@ -46,14 +46,12 @@ def launch(a: Arguments, q: Tensor, relative: bool) -> None:
     record = 2 * (BLOCK_K * size + ROUNDING_BYTES)
     records = torch.empty(call.batch * call.kv_heads * a.pairs * record, dtype=torch.int8, device=device)
     a.records = records.data_ptr()
-    shared = call.q_heads // call.kv_heads * -(-call.q_length // BLOCK_Q)  # query blocks over one K
-    grid = call.batch * call.kv_heads * -(-shared // CONSUMERS)
     shared_bytes = STAGES * (2 * BLOCK_K * size + 1024) + 1024  # the records; the rest
     with torch.cuda.device(device):
         rounding = _load(device.index, instantiate(q.dtype, size), 0)
         put(rounding, device.index, (2 * a.pairs, call.kv_heads, call.batch), 128, 0, a)
         screen = _load(device.index, instantiate(q.dtype, size, relative), shared_bytes)
-        put(screen, device.index, (grid, 1, 1), 128 * (1 + CONSUMERS), shared_bytes, a)
+        put(screen, device.index, (call.ctas(CONSUMERS), 1, 1), 128 * (1 + CONSUMERS), shared_bytes, a)
 
 
 def instantiate(dtype: torch.dtype, size: int, relative: bool | None = None) -> str:

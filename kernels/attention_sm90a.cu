@@ -113,8 +113,7 @@ template <int Consumers> struct Cta {
 
   // Consumer `c`'s share of the `index`-th CTA's.
   __device__ static Work share(const Call& a, int index, int c) {
-    const u32 items = u32(a.q_heads) / u32(a.kv_heads) * (u32(a.q_length + kBlockQ - 1) / kBlockQ);
-    const u32 shares = (items + Consumers - 1) / Consumers;
+    const u32 shares = (a.shared() + Consumers - 1) / Consumers;
     return Work(a, index / shares, index % shares * Consumers + c);
   }
 
@@ -159,7 +158,7 @@ __device__ __forceinline__ void bring_keys(const TensorMap* map, const Keys& key
   copy_tile(base + L::k + at * L::k_bytes, map, full, 0, keys.start + block * kBlockK, 0, keys.head, keys.plane);
 }
 
-// The producer of K: one warp. Its lanes describe 32 stages at once, lane 0 issues the copies.
+// The producer of K: one warp. Its lanes describe 32 stages at once, lane 0 issues the copies past the first.
 template <int D>
 __device__ __forceinline__ void produce(const Arguments& arguments, const Cta<consumers(D)>& cta, u32 base) {
   using L = Layout<D>;
@@ -282,7 +281,7 @@ __device__ __forceinline__ void feed(const Arguments& arguments, Cta<consumers(D
   u32 parity = 1;
   for (;;) {
     const u32 claimed = __reduce_or_sync(~0u, lane == 0 ? atomicAdd(a.claimed, 1) : 0);
-    const u32 items = u32(a.q_heads) / u32(a.kv_heads) * (u32(a.q_length + kBlockQ - 1) / kBlockQ);
+    const u32 items = a.shared();
     const bool any = claimed < a.batch * a.kv_heads * items;
     if (lane == 0 && any) work.set(a, claimed / items, claimed % items);
     __syncwarp();

@@ -60,6 +60,9 @@ struct Call {
   i32 causal, keep_diagonal, keep_first;
   Order order;
   float scale;                    // softmax scale, positive
+
+  // Query blocks over one K and V.
+  __device__ u32 shared() const { return u32(q_heads) / u32(kv_heads) * (u32(q_length + kBlockQ - 1) / kBlockQ); }
 };
 
 // A key block to visit: its number in the low bits, flags above. No flag at all: there is nothing to visit.
