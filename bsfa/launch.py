@@ -86,12 +86,20 @@ class Call(ctypes.Structure):
         ("keep_first", ctypes.c_int32),
         ("order", ctypes.c_int32),
         ("scale", ctypes.c_float),
+        ("abreast", ctypes.c_int32),
     )
 
     def ctas(self, query_blocks: int) -> int:
         """How many compute so many query blocks each, all over one K and V."""
         shared = self.q_heads // self.kv_heads * -(-self.q_length // BLOCK_Q)  # query blocks over one K and V
         return self.batch * self.kv_heads * -(-shared // query_blocks)
+
+    def take_turns(self, device: int, row_bytes: int) -> None:
+        """Let CTAs take turns over as many K and V as L2 holds, in even groups. ``row_bytes``: a key's and value's."""
+        pairs = self.batch * self.kv_heads
+        held = max(1, _properties(device).L2_cache_size // (row_bytes * max(1, self.k_length)))
+        groups = max(1, -(-pairs // held))
+        self.abreast = -(-pairs // groups)
 
 
 @dataclass(frozen=True)
@@ -164,9 +172,10 @@ class Kernel:
         call, device = arguments.call, q.device.index
         with torch.cuda.device(device):
             kernel, cta = _load(self, device, q.dtype, q.shape[-1], mode)
+            call.take_turns(device, 2 * q.shape[-1] * q.element_size())
             grid = call.ctas(cta.query_blocks)
             if call.claimed:  # every CTA claims work until there is none
-                grid = min(grid, _multiprocessors(device))
+                grid = min(grid, _properties(device).multi_processor_count)
             put(kernel, device, (grid, 1, 1), cta.threads, cta.shared_bytes, arguments)
 
 
@@ -205,8 +214,8 @@ def _readable(kernel: Kernel, shape: tuple[int, ...], strides: tuple[int, ...], 
 
 
 @cache
-def _multiprocessors(device: int) -> int:
-    return torch.cuda.get_device_properties(device).multi_processor_count
+def _properties(device: int) -> Any:
+    return torch.cuda.get_device_properties(device)
 
 
 @cache

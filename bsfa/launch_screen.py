@@ -44,6 +44,7 @@ def launch(a: Arguments, q: Tensor, relative: bool) -> None:
     call, device, size = a.call, q.device, q.shape[-1]
     a.pairs = -(-call.k_length // (2 * BLOCK_K))
     record = 2 * (BLOCK_K * size + ROUNDING_BYTES)
+    call.take_turns(device.index, size)  # a byte a column, no values
     records = torch.empty(call.batch * call.kv_heads * a.pairs * record, dtype=torch.int8, device=device)
     a.records = records.data_ptr()
     shared_bytes = STAGES * (2 * BLOCK_K * size + 1024) + 1024  # the records; the rest

@@ -3,7 +3,7 @@
 A key block's entries are rounded to multiples of one number, so that they are integers of at most 127; so are those of
 a query row. With q = q' + dq and k = k' + dk, q' and k' as rounded,
 
-    |q . k - q' . k'| <= |q| |dk| + |dq| |k'|
+    |q . k - q' . k'| <= (|q'| + |dq|) |dk| + |dq| |k'|
 
 (Cauchy-Schwarz). A block whose largest rounded score is under every row's bar by more than this holds no score that
 reaches a bar: the gate would skip it. All others are listed, and the gate decides on them by exact scores. A gate may
@@ -54,9 +54,11 @@ def listed(
     columns, block_scale = _rounded(keys, dim=(-2, -1))
     rounded = columns * block_scale
     length = rounded.norm(dim=-1).amax(-1)
-    error = (keys - rounded).norm(dim=-1).amax(-1) + ROUNDING_ERROR * keys.norm(dim=-1).amax(-1)
-    lost = queries - rows * row_scale
-    moved = gate.screen * (queries.norm(dim=-1, keepdim=True) * error + lost.norm(dim=-1, keepdim=True) * length)
+    error = (keys - rounded).norm(dim=-1).amax(-1)
+    error = error + ROUNDING_ERROR * (length + error)
+    near = rows * row_scale
+    lost = (queries - near).norm(dim=-1, keepdim=True)
+    moved = gate.screen * ((near.norm(dim=-1, keepdim=True) + lost) * error + lost * length)
     integers = (rows.flatten(0, 1) @ columns.flatten(0, 1).T).unflatten(-1, keys.shape[:2]).amax(-1)
     scores = integers.unflatten(0, rows.shape[:2]) * row_scale * block_scale[:, 0, 0]  # (G, rows, visible)
     bar = gate.threshold[heads, i, None] / scale

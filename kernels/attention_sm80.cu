@@ -105,7 +105,7 @@ struct Cta {
   int zero;                   // see `thread`
 
   Cta() = default;
-  __device__ Cta(const Arguments& arguments, int kv, int item) : work(arguments.call, kv, item) {
+  __device__ Cta(const Arguments& arguments, u32 index) : work(arguments.call, index, 1, 0) {
     int plane = work.plane(arguments.call);
     q = Rows(arguments.q, plane, work.head, work.q_start, work.q_length);
     k = Rows(arguments.k, plane, work.kv_head, work.k_start, work.k_length);
@@ -143,10 +143,7 @@ __global__ void __launch_bounds__(kThreads, 2) attention(const __grid_constant__
   static_assert(sizeof(Cta) == L::bytes - L::cta);
   Cta& cta = *reinterpret_cast<Cta*>(dynamic + L::cta);
   const Work& work = cta.work;
-  if (threadIdx.x == 0) {
-    int items = a.q_heads / a.kv_heads * ((a.q_length + kBlockQ - 1) / kBlockQ);
-    cta = Cta(arguments, blockIdx.x / items, blockIdx.x % items);
-  }
+  if (threadIdx.x == 0) cta = Cta(arguments, blockIdx.x);
   __syncthreads();
   u32* visits = reinterpret_cast<u32*>(dynamic + L::visits);  // of the next blocks, a ring
   if (threadIdx.x < kWarp) visits[threadIdx.x] = work.visit(a, threadIdx.x);

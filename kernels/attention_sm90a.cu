@@ -111,12 +111,6 @@ template <int Consumers> struct Cta {
   u32 first_coming[Consumers], first[Consumers];
   static constexpr u32 kNothing = 1;  // there is no query block any more
 
-  // Consumer `c`'s share of the `index`-th CTA's.
-  __device__ static Work share(const Call& a, int index, int c) {
-    const u32 shares = (a.shared() + Consumers - 1) / Consumers;
-    return Work(a, index / shares, index % shares * Consumers + c);
-  }
-
   // The query block whose visits are also the others', as far as they see them.
   __device__ const Work& lead() const {
     int most = 0;
@@ -124,17 +118,6 @@ template <int Consumers> struct Cta {
     for (int c = 1; c < Consumers; c++)
       if (work[c].visible > work[most].visible) most = c;
     return work[most];
-  }
-};
-
-// A place in a ring of barriers: where, and the parity of the phase that a wait for it is about. One register.
-template <int Size> struct Place {
-  u32 word = 0;
-  __device__ __forceinline__ u32 at() const { return word >> 1; }
-  __device__ __forceinline__ u32 parity() const { return word & 1; }
-  __device__ __forceinline__ void advance() {
-    word += 2;
-    if (word >= 2 * Size) word = ~word & 1;
   }
 };
 
@@ -281,9 +264,8 @@ __device__ __forceinline__ void feed(const Arguments& arguments, Cta<consumers(D
   u32 parity = 1;
   for (;;) {
     const u32 claimed = __reduce_or_sync(~0u, lane == 0 ? atomicAdd(a.claimed, 1) : 0);
-    const u32 items = a.shared();
-    const bool any = claimed < a.batch * a.kv_heads * items;
-    if (lane == 0 && any) work.set(a, claimed / items, claimed % items);
+    const bool any = claimed < a.batch * a.kv_heads * a.ctas(1);
+    if (lane == 0 && any) work.set(a, claimed);
     __syncwarp();
     u32 described = 0;  // as the producer's
     auto describe = [&](int i) {
@@ -800,7 +782,7 @@ __global__ void __launch_bounds__(threads(D), 1) attention(const __grid_constant
     mbarrier_init(base + L::q_full + 8 * c, of_lists(M) ? kWarp : 1);
     mbarrier_init_fence();
     if constexpr (!of_lists(M)) {
-      const Work work = Cta::share(arguments.call, blockIdx.x, c);
+      const Work work(arguments.call, blockIdx.x, L::consumers, c);
       bring_queries<D>(arguments, work, base, c);
       cta.work[c] = work;
     }
@@ -822,7 +804,7 @@ __global__ void __launch_bounds__(threads(D), 1) attention(const __grid_constant
       mbarrier_init(base + L::v_empty + 8 * i, 4);
     }
     mbarrier_init_fence();
-    put_off<1>(base);  // where a loop lies in the instruction cache's lines moves calls that keep all by 4%; found by trial
+    put_off<6>(base);  // where a loop lies in the instruction cache's lines moves calls that keep all by 4%; found by trial
   }
   __syncthreads();
 

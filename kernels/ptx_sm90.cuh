@@ -76,6 +76,17 @@ __device__ __forceinline__ void mbarrier_wait(u32 bar, u32 parity, u32 passes = 
       "@done bra.uni ready;\nbra.uni retry;\nready:\n}" ::"r"(bar), "r"(parity), "r"(passes) : "memory");
 }
 
+// A place in a ring of barriers: where, and the parity of the phase that a wait for it is about. One register.
+template <int Size> struct Place {
+  u32 word = 0;
+  __device__ __forceinline__ u32 at() const { return word >> 1; }
+  __device__ __forceinline__ u32 parity() const { return word & 1; }
+  __device__ __forceinline__ void advance() {
+    word += 2;
+    if (word >= 2 * Size) word = ~word & 1;
+  }
+};
+
 // What this thread has written to shared memory is there for copies and wgmma.
 __device__ __forceinline__ void async_proxy_fence() { asm volatile("fence.proxy.async.shared::cta;" ::: "memory"); }
 

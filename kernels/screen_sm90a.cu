@@ -5,8 +5,8 @@
 // the order of visit, and attention decides on them by exact scores. So with the whole bound (`margin` 1) what is kept is what
 // the gate alone keeps; with a part of it, nearly so.
 //
-// The bound: q = q' + dq and k = k' + dk, with q' and k' as rounded, give |q.k - q'.k'| <= |q| |dk| + |dq| |k'|. Of a key
-// block the largest |dk| and |k'| are kept with its scale, of a row of Q both norms.
+// The bound: q = q' + dq and k = k' + dk, with q' and k' as rounded, give |q.k - q'.k'| <= (|q'| + |dq|) |dk| + |dq| |k'|. Of a
+// key block the largest |dk| and |k'| are kept with its scale, of a row of Q both norms.
 //
 // Two kernels. `quantize` makes a record of each pair of key blocks: 128 keys of 8-bit integers, laid out as wgmma reads them,
 // then a `Rounding` for each block. In `screen` a warpgroup has the 128 rows of a query block, whose Q it rounds on its way
@@ -17,7 +17,8 @@
 //   records   kStages in shared memory; full[stage] (bytes) -> consumers, empty[stage] (their eight warps) -> producer
 //   votes     for each consumer twice four words: what its warps want of 32 blocks
 //
-// The products of one warpgroup run under the maxima of the other.
+// The products of one warpgroup run under the maxima of the other, and so do its own: a step's first products stand in line behind
+// the second ones of the step before, for `kTogether` steps; then there is a gap, for none may be in flight around a loop.
 #include "ptx_sm90.cuh"
 #include "work.cuh"
 
@@ -30,8 +31,13 @@ constexpr int kPairKeys = 2 * kBlockK;
 constexpr int kWordPairs = 16;  // of a word of 32 blocks
 constexpr int kTiles = 2;
 constexpr int kRows = 4;        // rows that a thread has a share of: two a tile
+constexpr int kTogether = 4;     // steps whose products follow each other
 constexpr float kLargest = 127.f;
+constexpr float kToInteger = 12582912.f;  // 2^23 + 2^22: what is added to it is rounded to an integer, whose bits are the lowest
+constexpr float kFinite = 3.4028235e38f;  // the largest that is
 constexpr float kRoundingError = 1e-5f;  // of 32-bit sums over a head's columns, relative to the norms' product
+
+template <int N> struct Number { static constexpr int value = N; };
 
 // What rounding did to a key block.
 struct Rounding {
@@ -74,30 +80,43 @@ template <class T> __device__ __forceinline__ void unpack(u32 word, float& low, 
   }
 }
 
-// Four numbers as bytes, the first lowest; `inverse` is of the scale. Adds to the squared norms of what is lost, of the result
-// and of the numbers.
+__device__ __forceinline__ float reciprocal(float x) {
+  float y;
+  asm("rcp.approx.f32 %0, %1;" : "=f"(y) : "f"(x));
+  return y;
+}
+
+// The squared norms of what rounding loses, and of the result in units of its scale.
 struct Norms {
-  float lost = 0.f, rounded = 0.f, all = 0.f;
+  float lost = 0.f;
+  int rounded = 0;
 };
+// Four numbers as bytes, the first lowest; `inverse` is the scale's, as nearly as may be. Adds to the norms.
 __device__ __forceinline__ u32 round_four(const float (&x)[4], float scale, float inverse, Norms& norms) {
-  u32 word = 0;
+  u32 bytes[4];
 #pragma unroll
   for (int i = 0; i < 4; i++) {
-    int n = max(-127, min(127, __float2int_rn(x[i] * inverse)));
-    float rounded = n * scale, lost = x[i] - rounded;
-    norms.lost += lost * lost;
-    norms.rounded += rounded * rounded;
-    norms.all += x[i] * x[i];
-    word |= u32(n & 0xff) << 8 * i;
+    const float sum = fmaf(x[i], inverse, kToInteger), lost = fmaf(kToInteger - sum, scale, x[i]);
+    bytes[i] = __float_as_uint(sum);
+    norms.lost = fmaf(lost, lost, norms.lost);
   }
+  const u32 word = __byte_perm(__byte_perm(bytes[0], bytes[1], 0x40), __byte_perm(bytes[2], bytes[3], 0x40), 0x5410);
+  asm("dp4a.s32.s32 %0, %1, %1, %0;" : "+r"(norms.rounded) : "r"(word));
   return word;
 }
+
+// Of absolute values, two 16-bit floats in a word: the larger ones.
+__device__ __forceinline__ u32 larger_halves(u32 a, u32 b) {
+  asm("max.u16x2 %0, %0, %1;" : "+r"(a) : "r"(b));
+  return a;
+}
+__device__ __forceinline__ u32 without_signs(u32 halves) { return halves & 0x7fff7fff; }
 
 // A key block for each CTA of 128 threads: eight columns of some of its rows a thread.
 template <class T, int D> __global__ void __launch_bounds__(128) quantize(const __grid_constant__ Arguments arguments) {
   using L = Layout<D>;
   constexpr int kLanes = D / 8, kPass = 128 / kLanes, kPasses = kBlockK / kPass;
-  __shared__ float shared[4][3];
+  __shared__ float shared[4][2];
   const Call& a = arguments.call;
   const int block = blockIdx.x, kv_head = blockIdx.y, batch = blockIdx.z;
   const i32* span = a.spans_k + batch * a.span_step_k;
@@ -126,10 +145,10 @@ template <class T, int D> __global__ void __launch_bounds__(128) quantize(const 
 #pragma unroll
   for (int i = 0; i < 4; i++) largest = fmaxf(largest, shared[i][0]);
   __syncthreads();
-  const float scale = largest / kLargest, inverse = largest > 0.f ? kLargest / largest : 0.f;
+  const float scale = largest / kLargest, inverse = largest > 0.f ? fminf(kLargest / largest, kFinite) : 0.f;
 
   char* record = arguments.records + ((i64(batch) * a.kv_heads + kv_head) * arguments.pairs + block / 2) * L::record;
-  float worst[3] = {};  // |dk|, |k'|, |k|, squared
+  float worst[2] = {};  // |dk|, |k'|, squared
 #pragma unroll
   for (int i = 0; i < kPasses; i++) {
     const int row = block % 2 * kBlockK + i * kPass + first;
@@ -142,14 +161,12 @@ template <class T, int D> __global__ void __launch_bounds__(128) quantize(const 
     for (int distance = kLanes / 2; distance > 0; distance /= 2) {
       norms.lost += __shfl_xor_sync(~0u, norms.lost, distance);
       norms.rounded += __shfl_xor_sync(~0u, norms.rounded, distance);
-      norms.all += __shfl_xor_sync(~0u, norms.all, distance);
     }
     worst[0] = max_nan(worst[0], norms.lost);
-    worst[1] = max_nan(worst[1], norms.rounded);
-    worst[2] = max_nan(worst[2], norms.all);
+    worst[1] = max_nan(worst[1], float(norms.rounded));
   }
 #pragma unroll
-  for (int n = 0; n < 3; n++) {
+  for (int n = 0; n < 2; n++) {
 #pragma unroll
     for (int distance = 16; distance > 0; distance /= 2) worst[n] = max_nan(worst[n], __shfl_xor_sync(~0u, worst[n], distance));
     if (threadIdx.x % kWarp == 0) shared[warp][n] = worst[n];
@@ -157,10 +174,11 @@ template <class T, int D> __global__ void __launch_bounds__(128) quantize(const 
   __syncthreads();
   if (threadIdx.x == 0) {
 #pragma unroll
-    for (int n = 0; n < 3; n++)
+    for (int n = 0; n < 2; n++)
       for (int i = 0; i < 4; i++) worst[n] = max_nan(worst[n], shared[i][n]);
+    const float lost = sqrtf(worst[0]), length = scale * sqrtf(worst[1]);
     *reinterpret_cast<Rounding*>(record + L::keys + block % 2 * sizeof(Rounding)) = {
-        scale, sqrtf(worst[0]) + kRoundingError * sqrtf(worst[2]), sqrtf(worst[1]), 0.f};
+        scale, lost + kRoundingError * (length + lost), length, 0.f};
   }
 }
 
@@ -215,32 +233,31 @@ __device__ __forceinline__ void decide(const Arguments& arguments, const Work& w
     uint2 words[2 * kSteps];
 #pragma unroll
     for (int i = 0; i < 2 * kSteps; i++) words[i] = there ? *reinterpret_cast<const uint2*>(from + 16 * i) : uint2{};
-    float largest = 0.f;
-    auto four = [&](int i, float(&x)[4]) {
-      unpack<T>(words[i].x, x[0], x[1]);
-      unpack<T>(words[i].y, x[2], x[3]);
-    };
+    u32 halves = 0;
 #pragma unroll
-    for (int i = 0; i < 2 * kSteps; i++) {
-      float x[4];
-      four(i, x);
-      largest = fmaxf(fmaxf(fmaxf(largest, fabsf(x[0])), fmaxf(fabsf(x[1]), fabsf(x[2]))), fabsf(x[3]));
-    }
-    largest = fmaxf(largest, __shfl_xor_sync(~0u, largest, 1));
-    largest = fmaxf(largest, __shfl_xor_sync(~0u, largest, 2));
-    const float scale = largest > 0.f ? largest / kLargest : 1.f, inverse = largest > 0.f ? kLargest / largest : 0.f;
+    for (int i = 0; i < 2 * kSteps; i++)
+      halves = larger_halves(halves, larger_halves(without_signs(words[i].x), without_signs(words[i].y)));
+    halves = larger_halves(halves, __shfl_xor_sync(~0u, halves, 1));
+    halves = larger_halves(halves, __shfl_xor_sync(~0u, halves, 2));
+    float low, high;
+    unpack<T>(halves, low, high);
+    const float largest = max_nan(low, high);
+    const float scale = largest > 0.f ? largest * (1.f / kLargest) : 1.f, inverse = reciprocal(scale);
+    const float to_integer = largest > 0.f ? fminf(inverse, kFinite) : 0.f;
     Norms norms;
 #pragma unroll
     for (int i = 0; i < 2 * kSteps; i++) {
       float x[4];
-      four(i, x);
-      q[r / 2][i / 2][i % 2 * 2 + r % 2] = round_four(x, scale, inverse, norms);
+      unpack<T>(words[i].x, x[0], x[1]);
+      unpack<T>(words[i].y, x[2], x[3]);
+      q[r / 2][i / 2][i % 2 * 2 + r % 2] = round_four(x, scale, to_integer, norms);
     }
-    const float share = arguments.margin / scale;
-    by_error[r] = share * sqrtf(quad_sum(norms.all));
-    by_length[r] = share * sqrtf(quad_sum(norms.lost));
-    bar[r] = there ? threshold / scale : infinity();
-    cut[r] = relative <= 0.f ? relative / scale : -infinity();  // above 0 what is skipped may be above what is kept
+    const float lost = sqrtf(quad_sum(norms.lost)), length = scale * sqrtf(quad_sum(float(norms.rounded)));
+    const float share = arguments.margin * inverse;
+    by_error[r] = share * (length + lost);
+    by_length[r] = share * lost;
+    bar[r] = there ? threshold * inverse : infinity();
+    cut[r] = relative <= 0.f ? relative * inverse : -infinity();  // above 0 what is skipped may be above what is kept
     most[r] = -infinity();
   }
 
@@ -293,26 +310,12 @@ __device__ __forceinline__ void decide(const Arguments& arguments, const Work& w
     return any;
   };
 
-  u32 stage = 0, parity = 0;
-  const u32 records = tile(base);
-  for (int step = 0; step < walk.steps; step++) {
+  // A step's verdict: on its two blocks by their largest scores, on the word that it ends by all four warps'.
+  int largest[kTiles][2][2];
+  float4 rounding[2];
+  auto half = [&](int n) { return a.order == Order::ascending ? n : 1 - n; };  // of a pair, in the order of visit
+  auto judge = [&](int step) {
     const int pair = walk.pair(step);
-    mbarrier_wait(base + L::full + 8 * stage, parity);
-    start_scores(0, records + stage * (L::stage >> 4));
-    start_scores(1, records + stage * (L::stage >> 4));
-    auto half = [&](int n) { return a.order == Order::ascending ? n : 1 - n; };  // of the pair, in the order of visit
-    float4 rounding[2];
-#pragma unroll
-    for (int n = 0; n < 2; n++) rounding[n] = load_shared4(base + stage * L::stage + L::keys + half(n) * sizeof(Rounding));
-    int largest[kTiles][2][2];
-    wgmma_wait<1>();
-    maxima(0, largest[0]);
-    wgmma_wait<0>();
-    __syncwarp();  // its lanes have read what is said of the blocks
-    mbarrier_arrive_if(lane == 0, base + L::empty + 8 * stage);
-    stage = stage + 1 == kStages ? 0 : stage + 1;
-    parity ^= stage == 0;
-    maxima(1, largest[1]);
 #pragma unroll
     for (int n = 0; n < 2; n++) {
       const int block = 2 * pair + half(n);
@@ -348,7 +351,47 @@ __device__ __forceinline__ void decide(const Arguments& arguments, const Work& w
         count += __popc(word);
       }
     }
-  }
+  };
+
+  Place<kStages> stage;
+  auto keys = [&] { return tile(base) + stage.at() * (L::stage >> 4); };
+  auto await = [&] { mbarrier_wait(base + L::full + 8 * stage.at(), stage.parity()); };
+  // Steps from `step` on, `number` of them. What the last one has found is judged under the products that come next.
+  auto take = [&](int step, auto number) {
+    constexpr int kNumber = decltype(number)::value;
+    await();
+    start_scores(0, keys());
+    start_scores(1, keys());
+    if (step) judge(step - 1);
+#pragma unroll
+    for (int i = 0; i < kNumber; i++) {
+      const bool last = i == kNumber - 1;
+      const Place<kStages> now = stage;
+#pragma unroll
+      for (int n = 0; n < 2; n++) rounding[n] = load_shared4(base + now.at() * L::stage + L::keys + half(n) * sizeof(Rounding));
+      wgmma_wait<1>();
+      maxima(0, largest[0]);
+      stage.advance();
+      if (!last) {
+        await();
+        start_scores(0, keys());
+        wgmma_wait<1>();
+      } else {
+        wgmma_wait<0>();
+      }
+      __syncwarp();  // its lanes have read what is said of the blocks
+      mbarrier_arrive_if(lane == 0, base + L::empty + 8 * now.at());
+      maxima(1, largest[1]);
+      if (!last) {
+        start_scores(1, keys());
+        judge(step + i);
+      }
+    }
+  };
+  int step = 0;
+  for (; step + kTogether <= walk.steps; step += kTogether) take(step, Number<kTogether>{});
+  for (; step < walk.steps; step++) take(step, Number<1>{});
+  if (step) judge(step - 1);
   if (warp == 0 && lane == 0 && work.q_block < row_blocks) arguments.counts[list] = count;
 }
 
@@ -361,10 +404,10 @@ __global__ void __launch_bounds__(kThreads, 1) screen(const __grid_constant__ Ar
   static_assert(sizeof(Work) <= 64);
   const Call& a = arguments.call;
 
-  if (threadIdx.x == 0) {
-    const int items = a.q_heads / a.kv_heads * ((a.q_length + kBlockQ - 1) / kBlockQ);
-    const int shares = (items + kConsumers - 1) / kConsumers;
-    for (int c = 0; c < kConsumers; c++) works[c] = Work(a, blockIdx.x / shares, blockIdx.x % shares * kConsumers + c);
+  if (threadIdx.x < kConsumers * kWarp && threadIdx.x % kWarp == 0) {  // a warp each, for it takes its time
+    const int c = threadIdx.x / kWarp;
+    works[c] = Work(a, blockIdx.x, kConsumers, c);
+  } else if (threadIdx.x == kConsumers * kWarp) {
     for (int i = 0; i < kStages; i++) {
       mbarrier_init(base + L::full + 8 * i, 1);
       mbarrier_init(base + L::empty + 8 * i, 4 * kConsumers);
@@ -381,14 +424,13 @@ __global__ void __launch_bounds__(kThreads, 1) screen(const __grid_constant__ Ar
     if (threadIdx.x == 0) {
       const i64 first = (i64(works[0].batch) * a.kv_heads + works[0].kv_head) * arguments.pairs;
       const char* records = arguments.records + first * L::record;
-      u32 stage = 0, parity = 1;
+      Place<kStages> stage;
       for (int step = 0; step < walk.steps; step++) {
-        const u32 full = base + L::full + 8 * stage;
-        mbarrier_wait(base + L::empty + 8 * stage, parity);
+        const u32 full = base + L::full + 8 * stage.at();
+        mbarrier_wait(base + L::empty + 8 * stage.at(), stage.parity() ^ 1);
         mbarrier_expect(full, L::record);
-        copy_bytes(base + stage * L::stage, records + i64(walk.pair(step)) * L::record, L::record, full);
-        stage = stage + 1 == kStages ? 0 : stage + 1;
-        parity ^= stage == 0;
+        copy_bytes(base + stage.at() * L::stage, records + i64(walk.pair(step)) * L::record, L::record, full);
+        stage.advance();
       }
     }
   } else {

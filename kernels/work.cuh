@@ -60,9 +60,12 @@ struct Call {
   i32 causal, keep_diagonal, keep_first;
   Order order;
   float scale;                    // softmax scale, positive
+  i32 abreast;                    // K and V that CTAs take turns over
 
-  // Query blocks over one K and V.
-  __device__ u32 shared() const { return u32(q_heads) / u32(kv_heads) * (u32(q_length + kBlockQ - 1) / kBlockQ); }
+  // CTAs over one K and V, which compute so many query blocks each.
+  __device__ u32 ctas(u32 query_blocks) const {
+    return (u32(q_heads) / u32(kv_heads) * (u32(q_length + kBlockQ - 1) / kBlockQ) + query_blocks - 1) / query_blocks;
+  }
 };
 
 // A key block to visit: its number in the low bits, flags above. No flag at all: there is nothing to visit.
@@ -86,14 +89,17 @@ struct Work {
 
   Work() = default;
 
-  // The `item`-th query block of the heads that share the `kv`-th K and V, counted over the batch: heads innermost, query
-  // blocks from the longest. CTAs go through one K and V after the other, so that these stay in L2. An item past the last
-  // is a query block without rows.
-  __device__ Work(const Call& a, int kv, int item) { set(a, kv, item); }
+  // The `n`-th query block of the `index`-th CTA, where a CTA computes `together` of them.
+  __device__ Work(const Call& a, u32 index, u32 together, u32 n) { set(a, index, together, n); }
 
-  // The same, field by field where it is.
-  __device__ void set(const Call& a, u32 kv, u32 item) {
-    u32 group = u32(a.q_heads) / u32(a.kv_heads), q_blocks = u32(a.q_length + kBlockQ - 1) / kBlockQ;
+  // The same, field by field where it is. Over one K and V heads are innermost, query blocks go from the longest. As many K and
+  // V as stay in L2 take turns, so that it is short ones that are left when CTAs run out of them; then come others. A query
+  // block past the last has no rows.
+  __device__ void set(const Call& a, u32 index, u32 together = 1, u32 n = 0) {
+    const u32 ctas = a.ctas(together), first = index / (a.abreast * ctas) * a.abreast;
+    const u32 among = min(u32(a.abreast), u32(a.batch * a.kv_heads) - first), turn = index - first * ctas;
+    const u32 kv = first + turn % among, item = turn / among * together + n;
+    const u32 group = u32(a.q_heads) / u32(a.kv_heads), q_blocks = u32(a.q_length + kBlockQ - 1) / kBlockQ;
     q_block = item / group < q_blocks ? q_blocks - 1 - item / group : q_blocks;
     kv_head = kv % u32(a.kv_heads);
     head = kv_head * group + item % group;

@@ -2,13 +2,15 @@
 
 from __future__ import annotations
 
+import dataclasses
 import math
 from functools import partial
+from types import SimpleNamespace
 
 import pytest
 import torch
 
-from bsfa import cuda, reference
+from bsfa import cuda, launch, reference
 from bsfa.blocks import BLOCK_K, BlockGrid, BlockLists
 from bsfa.errors import InputError
 from bsfa.gates import ResolvedGate
@@ -100,6 +102,16 @@ def decide(scores: torch.Tensor, grid: BlockGrid, gate: ResolvedGate) -> tuple[t
             running = torch.where(kept[..., None], grown, running)
             keep[:, :, i, j] = kept
     return keep, nearest
+
+
+@pytest.mark.parametrize(
+    ("held", "abreast"), [(0.5, 1), (1, 1), (2, 2), (3, 3), (5, 4), (7, 4), (8, 8), (1000, 8)], ids=str
+)
+def test_ctas_take_turns_over_what_l2_holds_in_even_groups(held, abreast, monkeypatch):
+    call = launch.Call(batch=2, kv_heads=4, k_length=1000)
+    monkeypatch.setattr(launch, "_properties", lambda device: SimpleNamespace(L2_cache_size=int(held * 1000 * 512)))
+    call.take_turns(0, row_bytes=512)
+    assert call.abreast == abreast
 
 
 @pytest.mark.gpu
@@ -268,6 +280,23 @@ class TestBehaviour:
         out, _, kept = attend(q, k, v, gate=gate, return_stats=True)
         assert (kept == grid.total()).all()
         assert relative_error(out, attend(q, k, v)[0].float()) < 4e-3
+
+    @pytest.mark.parametrize("size", [64, 128])
+    @pytest.mark.parametrize("held", [0, 1, 3, 4, 99])
+    def test_how_many_keys_and_values_l2_holds_changes_nothing(self, attend, kernel, size, held, monkeypatch):
+        q, k, v = draw((2, 700, 900, 10, 5, size))  # K and V of ten heads to go through
+        grid = BlockGrid(700, 900, causal=True)
+        kept = torch.rand(2, 10, grid.n_q, grid.n_k, device="cuda").argsort(-1).int()
+        lists = BlockLists(kept, torch.randint(0, grid.n_k + 1, kept.shape[:-1], device="cuda").int())
+        gates = [{}, {"gate": absolute(grid, 10, 2.8)}, {"block_lists": lists}]
+        if cuda.KERNELS[kernel].screen:
+            gates.append({"gate": dataclasses.replace(absolute(grid, 10, 2.8), screen=1.0)})
+        want = [attend(q, k, v, return_lse=True, return_stats=True, **gate) for gate in gates]
+        device = SimpleNamespace(L2_cache_size=held * 900 * 4 * size, multi_processor_count=7)
+        monkeypatch.setattr(launch, "_properties", lambda _: device)
+        got = [attend(q, k, v, return_lse=True, return_stats=True, **gate) for gate in gates]
+        for one, other in zip(got, want, strict=True):
+            assert all(torch.equal(a, b) for a, b in zip(one, other, strict=True) if a is not None)
 
     def test_it_repeats_to_the_bit_and_writes_everything(self, attend):
         q, k, v = draw(self.shape)
