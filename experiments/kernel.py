@@ -38,6 +38,7 @@ log = logging.getLogger(__name__)
 DEVICE = "cuda"
 PATTERNS = ("random", "structured")
 INNER = 4  # timed calls a turn, after one that is not
+HEAD_START = 3_000_000  # cycles, some two milliseconds: the host puts a turn's calls in line meanwhile
 
 
 @dataclass(frozen=True)
@@ -233,13 +234,14 @@ def threshold(maxima: Tensor, skip: float) -> float:
 
 def in_turns(kernels: dict[str, Kernel], repeats: int) -> dict[str, tuple[float, float, float]]:
     """Milliseconds a call, CUDA events: quartiles over turns. A turn runs every kernel, each after one call of its own,
-    so that none is timed on what the one before left of caches and clocks."""
+    so that none is timed on what the one before left of caches and clocks, nor on how fast the host launches."""
     for kernel in kernels.values():
         kernel()
     turns: dict[str, list[float]] = {name: [] for name in kernels}
     for _ in range(repeats):
         for name, kernel in kernels.items():
             start, stop = (torch.cuda.Event(enable_timing=True) for _ in range(2))
+            torch.cuda._sleep(HEAD_START)
             kernel()
             start.record()
             for _ in range(INNER):
