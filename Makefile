@@ -19,6 +19,12 @@ PY := $(VENV)/bin/python
 READY := $(VENV)/.ready
 endif
 
+# Where nothing may be written beside sources, every process would compile every package that it imports, for longer than it works.
+ifneq ($(VENV),none)
+unexport PYTHONDONTWRITEBYTECODE
+export PYTHONPYCACHEPREFIX := $(abspath $(VENV))/bytecode
+endif
+
 DRY_RUN := $(if $(filter-out 0 no false,$(DRY)),dry=true)
 
 .DEFAULT_GOAL := help

@@ -3,16 +3,15 @@
 from importlib import import_module
 from typing import TYPE_CHECKING, Any
 
-from bsfa.attention import SkipStats
-from bsfa.cuts import Cuts
-from bsfa.errors import InputError
-from bsfa.functional import flash_attn_func, flash_attn_varlen_func
-from bsfa.gates import Gate
-from bsfa.thresholds import Thresholds
-
 if TYPE_CHECKING:
+    from bsfa.attention import SkipStats
     from bsfa.calibration import calibrate
+    from bsfa.cuts import Cuts
+    from bsfa.errors import InputError
     from bsfa.fisher import calibrate_cuts
+    from bsfa.functional import flash_attn_func, flash_attn_varlen_func
+    from bsfa.gates import Gate
+    from bsfa.thresholds import Thresholds
     from bsfa.transformers import apply
 
 __all__ = [
@@ -28,11 +27,22 @@ __all__ = [
     "flash_attn_varlen_func",
 ]
 
-_OF_MODELS = {"apply": "bsfa.transformers", "calibrate": "bsfa.calibration", "calibrate_cuts": "bsfa.fisher"}
+_HOMES = {
+    "Cuts": "cuts",
+    "Gate": "gates",
+    "InputError": "errors",
+    "SkipStats": "attention",
+    "Thresholds": "thresholds",
+    "apply": "transformers",
+    "calibrate": "calibration",
+    "calibrate_cuts": "fisher",
+    "flash_attn_func": "functional",
+    "flash_attn_varlen_func": "functional",
+}
 
 
 def __getattr__(name: str) -> Any:
-    """What works on a model brings transformers, which takes seconds to import: not before it is asked for."""
-    if name not in _OF_MODELS:
+    """torch and transformers take seconds to import: not before what needs them is asked for."""
+    if name not in _HOMES:
         raise AttributeError(f"module 'bsfa' has no attribute {name!r}")
-    return getattr(import_module(_OF_MODELS[name]), name)
+    return getattr(import_module(f"bsfa.{_HOMES[name]}"), name)
