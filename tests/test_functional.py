@@ -4,12 +4,15 @@ import inspect
 import math
 import subprocess
 import sys
+from pathlib import Path
 
 import pytest
 import torch
 
 import bsfa
 from bsfa import Gate, InputError, flash_attn_func, flash_attn_varlen_func
+
+ROOT = Path(__file__).parents[1]
 
 
 def qkv(seqlen_q=200, seqlen_k=200, n_heads=4, n_kv=2, head_dim=16, dtype=torch.float32):
@@ -158,8 +161,13 @@ def test_bad_sequence_bounds_are_refused(bounds):
         flash_attn_varlen_func(q, q, q, bounds, bounds, 7, 8)
 
 
-def test_attention_alone_does_not_bring_transformers():
-    asked = "import sys, bsfa, bsfa.methods; print('transformers' in sys.modules)"
-    ended = subprocess.run([sys.executable, "-c", asked], capture_output=True, text=True, check=True)
-    assert ended.stdout.split() == ["False"]
+def test_reports_do_not_bring_torch_nor_attention_alone_transformers():
+    asked = (
+        "import sys, bsfa; from experiments import kernel_report, figures; print('torch' in sys.modules)",
+        "import bsfa.methods; bsfa.flash_attn_func; print('transformers' in sys.modules)",
+    )
+    ended = subprocess.run(
+        [sys.executable, "-c", "; ".join(asked)], capture_output=True, text=True, check=True, cwd=ROOT
+    )
+    assert ended.stdout.split() == ["False", "False"]
     assert callable(bsfa.apply)
