@@ -45,4 +45,5 @@ def __getattr__(name: str) -> Any:
     """torch and transformers take seconds to import: not before what needs them is asked for."""
     if name not in _HOMES:
         raise AttributeError(f"module 'bsfa' has no attribute {name!r}")
-    return getattr(import_module(f"bsfa.{_HOMES[name]}"), name)
+    globals()[name] = getattr(import_module(f"bsfa.{_HOMES[name]}"), name)  # asked once: a call is not to pay for it
+    return globals()[name]
