@@ -17,10 +17,7 @@ READY :=
 else
 PY := $(VENV)/bin/python
 READY := $(VENV)/.ready
-endif
-
 # Where nothing may be written beside sources, every process would compile every package that it imports, for longer than it works.
-ifneq ($(VENV),none)
 unexport PYTHONDONTWRITEBYTECODE
 export PYTHONPYCACHEPREFIX := $(abspath $(VENV))/bytecode
 endif
