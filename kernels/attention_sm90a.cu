@@ -64,8 +64,6 @@ constexpr float kSlack = 8.f;       // P is at most 2^8
 constexpr float kNoShift = -1e30f;  // of a row that has seen nothing
 constexpr float kAbove = 1e-3f;     // a bar over this one stays over 0, however a log-sum-exp is rounded
 
-template <bool B> struct Constant { static constexpr bool value = B; };
-
 // The one kernel argument. Mirrored by bsfa/launch_sm90.py.
 struct Arguments {
   // Axes (64 columns, rows, D/64 panels, heads, batch). A box is one head's: q 128 rows, k and v 64 rows, all panels.
@@ -264,7 +262,7 @@ __device__ __forceinline__ void feed(const Arguments& arguments, Cta<consumers(D
   u32 parity = 1;
   for (;;) {
     const u32 claimed = __reduce_or_sync(~0u, lane == 0 ? atomicAdd(a.claimed, 1) : 0);
-    const bool any = claimed < a.batch * a.kv_heads * a.ctas(1);
+    const bool any = claimed < a.batch * a.kv_heads * a.ctas_of_one(1);
     if (lane == 0 && any) work.set(a, claimed);
     __syncwarp();
     u32 described = 0;  // as the producer's

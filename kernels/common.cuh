@@ -17,6 +17,9 @@ struct fp16 {};
 template <class A, class B> struct same { static constexpr bool value = false; };
 template <class A> struct same<A, A> { static constexpr bool value = true; };
 
+// A value as an argument whose type says it.
+template <auto V> struct Constant { static constexpr auto value = V; };
+
 constexpr int kWarp = 32;
 constexpr float kLog2e = 1.4426950408889634f;
 constexpr float kLn2 = 0.6931471805599453f;

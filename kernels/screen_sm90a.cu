@@ -37,8 +37,6 @@ constexpr float kToInteger = 12582912.f;  // 2^23 + 2^22: what is added to it is
 constexpr float kFinite = 3.4028235e38f;  // the largest that is
 constexpr float kRoundingError = 1e-5f;  // of 32-bit sums over a head's columns, relative to the norms' product
 
-template <int N> struct Number { static constexpr int value = N; };
-
 // What rounding did to a key block.
 struct Rounding {
   float scale;   // of its integers
@@ -389,8 +387,8 @@ __device__ __forceinline__ void decide(const Arguments& arguments, const Work& w
     }
   };
   int step = 0;
-  for (; step + kTogether <= walk.steps; step += kTogether) take(step, Number<kTogether>{});
-  for (; step < walk.steps; step++) take(step, Number<1>{});
+  for (; step + kTogether <= walk.steps; step += kTogether) take(step, Constant<kTogether>{});
+  for (; step < walk.steps; step++) take(step, Constant<1>{});
   if (step) judge(step - 1);
   if (warp == 0 && lane == 0 && work.q_block < row_blocks) arguments.counts[list] = count;
 }

@@ -63,7 +63,7 @@ struct Call {
   i32 abreast;                    // K and V that CTAs take turns over
 
   // CTAs over one K and V, which compute so many query blocks each.
-  __device__ u32 ctas(u32 query_blocks) const {
+  __device__ u32 ctas_of_one(u32 query_blocks) const {
     return (u32(q_heads) / u32(kv_heads) * (u32(q_length + kBlockQ - 1) / kBlockQ) + query_blocks - 1) / query_blocks;
   }
 };
@@ -96,7 +96,7 @@ struct Work {
   // V as stay in L2 take turns, so that it is short ones that are left when CTAs run out of them; then come others. A query
   // block past the last has no rows.
   __device__ void set(const Call& a, u32 index, u32 together = 1, u32 n = 0) {
-    const u32 ctas = a.ctas(together), first = index / (a.abreast * ctas) * a.abreast;
+    const u32 ctas = a.ctas_of_one(together), first = index / (a.abreast * ctas) * a.abreast;
     const u32 among = min(u32(a.abreast), u32(a.batch * a.kv_heads) - first), turn = index - first * ctas;
     const u32 kv = first + turn % among, item = turn / among * together + n;
     const u32 group = u32(a.q_heads) / u32(a.kv_heads), q_blocks = u32(a.q_length + kBlockQ - 1) / kBlockQ;
